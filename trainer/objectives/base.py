@@ -1,0 +1,227 @@
+"""Stages, knobs and what flows between them: the frame every objective part fits into.
+
+An objective is a list of parts, at most a few to a stage, run in the order of `STAGES`. Everything is computed over
+the whole optimiser step from [N] vectors (log-prob, entropy, moments); `Objective.apply` differentiates the step's
+loss with respect to log-prob and entropy only, and the loop carries these two gradients through the model micro-batch
+by micro-batch. So no result depends on micro-batch size or process count, and `evaluate` is the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.part import Part, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+Stage = Literal[
+    "sampling",
+    "reward_shaper",
+    "normaliser",
+    "sequence_multiplier",
+    "token_shaper",
+    "sample_filter",
+    "token_mask",
+    "surrogate",
+    "token_penalty",
+    "regulariser",
+    "aggregation",
+    "controller",
+]
+STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]
+
+Statistic = Literal[
+    "entropy", "entropy_grad", "old_logprob", "old_entropy", "engine_logprob", "ref_logprob", "sum_p2", "sum_p2_logp"
+]
+
+
+@dataclass
+class Step:
+    """What a part may read besides the batch, and the one place it may write: metrics."""
+
+    knobs: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    total_steps: int = 0
+    minibatch: int = 0
+    seed: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A number that controllers move and people steer while the run is alive."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    help: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What controllers see after a step; `entropy` is the exact token mean, `entropy_sampled` is -mean log-prob."""
+
+    step: int
+    total_steps: int
+    entropy: float
+    entropy_sampled: float
+    reward: float
+    kl: float = 0.0
+
+
+@dataclass(frozen=True)
+class AuxiliaryPlan:
+    """Extra rollouts of part of the prompts at another temperature (AEPO, SCOPE-RL)."""
+
+    prompt_share: float
+    temperature: float
+
+
+class ObjectivePart(Part):
+    """Base of every part. `stage` places it, `needs` names the statistics it reads, `incompatible` the types it refuses."""
+
+    stage: ClassVar[Stage]
+    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    incompatible: ClassVar[frozenset[str]] = frozenset()
+
+
+class Sampling(ObjectivePart):
+    stage: ClassVar[Stage] = "sampling"
+
+    def plan(self, step: Step) -> AuxiliaryPlan | None:
+        """Return the extra rollouts wanted for the coming step."""
+        raise NotImplementedError
+
+
+class RewardShaper(ObjectivePart):
+    stage: ClassVar[Stage] = "reward_shaper"
+
+    def shape(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the new reward, [S]."""
+        raise NotImplementedError
+
+
+class Normaliser(ObjectivePart):
+    stage: ClassVar[Stage] = "normaliser"
+
+    def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the advantage of each completion, [S]; invalid and lone completions get 0."""
+        raise NotImplementedError
+
+
+class SequenceMultiplier(ObjectivePart):
+    stage: ClassVar[Stage] = "sequence_multiplier"
+
+    def multiply(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return a factor for each completion, [S]."""
+        raise NotImplementedError
+
+
+class TokenShaper(ObjectivePart):
+    stage: ClassVar[Stage] = "token_shaper"
+
+    def shape(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the new token advantage, [N]."""
+        raise NotImplementedError
+
+
+class SampleFilter(ObjectivePart):
+    """Drops completions: they leave numerator and denominator."""
+
+    stage: ClassVar[Stage] = "sample_filter"
+
+    def keep(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return which completions stay, [S] bool."""
+        raise NotImplementedError
+
+
+class TokenMask(ObjectivePart):
+    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero gradient, same denominator."""
+
+    stage: ClassVar[Stage] = "token_mask"
+
+    def keep(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return which tokens keep their gradient, [N] bool."""
+        raise NotImplementedError
+
+    def semantics(self) -> Literal["drop", "detach"]:
+        raise NotImplementedError
+
+
+class Surrogate(ObjectivePart):
+    stage: ClassVar[Stage] = "surrogate"
+
+    def loss(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the policy loss of each token, [N], differentiable in batch.logprob."""
+        raise NotImplementedError
+
+
+class TokenPenalty(ObjectivePart):
+    stage: ClassVar[Stage] = "token_penalty"
+
+    def penalty(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return what is added to the loss of each token, [N], differentiable."""
+        raise NotImplementedError
+
+
+class Regulariser(ObjectivePart):
+    stage: ClassVar[Stage] = "regulariser"
+
+    def regularise(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return a scalar added to the loss, differentiable in batch.entropy and batch.logprob."""
+        raise NotImplementedError
+
+
+class Aggregation(ObjectivePart):
+    stage: ClassVar[Stage] = "aggregation"
+
+    def reduce(self, values: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the scalar of [N] token losses; the denominator is explicit and spans the step."""
+        raise NotImplementedError
+
+
+class Controller(ObjectivePart):
+    """Moves knobs between steps. Its state is plain JSON and part of every checkpoint."""
+
+    stage: ClassVar[Stage] = "controller"
+
+    def start(self) -> dict[str, Any]:
+        """Return the initial state."""
+        return {}
+
+    def update(self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+        """Return the next state and the knobs that change; `knobs` holds the values in force, steered ones included."""
+        raise NotImplementedError
+
+    def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
+        """Return the entropy band (low, high) in nats aimed at in this step; equal ends for a point target."""
+        return None
+
+
+class Reference(Settings):
+    """Where a preset comes from."""
+
+    title: str
+    arxiv: str = ""
+    year: int = 0
+    url: str = ""
+
+
+class Preset(Settings):
+    """A list of parts named after its paper."""
+
+    name: str
+    title: str
+    summary: str
+    when: str = ""
+    reference: Reference | None = None
+    confidence: Literal["code", "paper", "secondary", "reconstructed", "own"] = "paper"
+    parts: list[dict[str, Any]] = Field(default_factory=list)

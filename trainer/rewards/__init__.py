@@ -1,0 +1,18 @@
+"""Rewards: a plain table from `type` to class; a new reward is a file and a row."""
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from trainer.rewards.base import Reward
+from trainer.rewards.exact import ExactReward
+from trainer.rewards.task import TaskReward
+
+REWARDS: dict[str, type[Reward]] = {
+    "task": TaskReward,
+    "exact": ExactReward,
+}
+
+RewardConfig = Annotated[Union[tuple(REWARDS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
+
+__all__ = ["REWARDS", "Reward", "RewardConfig"]

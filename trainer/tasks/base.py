@@ -1,0 +1,40 @@
+"""A task: a dataset, its prompt template and what a right answer is, together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trainer.part import Part
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem: a stable key (held-out rows share none with training), the prompt, the reference answer."""
+
+    key: str
+    prompt: str
+    answer: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Part):
+    """Problems to train on and held-out problems to evaluate on."""
+
+    chat: ClassVar[bool] = False  # prompts go through the tokenizer's chat template where it has one
+
+    def rows(self, split: str, seed: int) -> Sequence[Row]:
+        """Return every row of `split` ("train" or "held_out") in a fixed order for this seed.
+
+        Raises trainer.errors.ConfigError where the source cannot be read.
+        """
+        raise NotImplementedError
+
+    def score(self, row: Row, completion: str) -> float | None:
+        """Return the task's own reward in [0, 1]; None marks an invalid sample. Runs in a killable child process."""
+        raise NotImplementedError
+
+    def canonical(self, row: Row, completion: str) -> str | None:
+        """Return the answer in a form in which equal answers are equal strings, or None where there is none."""
+        return completion.strip() or None
