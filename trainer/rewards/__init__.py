@@ -1,6 +1,8 @@
 """Rewards: a plain table from `type` to class; a new reward is a file and a row."""
 
-from typing import Annotated, Union
+from functools import reduce
+from operator import or_
+from typing import Annotated
 
 from pydantic import Field
 
@@ -13,6 +15,6 @@ REWARDS: dict[str, type[Reward]] = {
     "exact": ExactReward,
 }
 
-RewardConfig = Annotated[Union[tuple(REWARDS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
+RewardConfig = Annotated[reduce(or_, REWARDS.values()), Field(discriminator="type")]  # type: ignore[valid-type]
 
 __all__ = ["REWARDS", "Reward", "RewardConfig"]

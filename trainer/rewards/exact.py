@@ -13,6 +13,7 @@ class ExactReward(Reward):
     """Exact match: 1 where the completion equals the reference answer after trimming white space."""
 
     title: ClassVar[str] = "Exact match"
+    inline: ClassVar[bool] = True
     type: Literal["exact"] = "exact"
     ignore_case: bool = setting(False, help="Compare without regard to case.")
 

@@ -12,6 +12,7 @@ class TaskReward(Reward):
     """Task check: 1 for what the task itself counts as right, 0 otherwise."""
 
     title: ClassVar[str] = "Task check"
+    inline: ClassVar[bool] = True
     type: Literal["task"] = "task"
 
     def score(self, task: Task, row: Row, completion: str) -> float | None:

@@ -23,6 +23,10 @@ class Task(Part):
     """Problems to train on and held-out problems to evaluate on."""
 
     chat: ClassVar[bool] = False  # prompts go through the tokenizer's chat template where it has one
+    inline: ClassVar[bool] = False  # linear time on any text, evaluates nothing: may run in the trainer
+
+    def prepare(self) -> None:
+        """Import what `score` needs; called once in the child before its first sample, outside any deadline."""
 
     def rows(self, split: str, seed: int) -> Sequence[Row]:
         """Return every row of `split` ("train" or "held_out") in a fixed order for this seed.
