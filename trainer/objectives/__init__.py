@@ -1,16 +1,22 @@
-"""Objectives: tables of parts and presets, and the config that names them. Imports no torch until a part computes."""
+"""Objectives: tables of parts and presets, the config that names them. Imports no torch until a part computes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from trainer.objectives.base import STAGES, Knob, Observation, Outcome, Preset, Step
+from trainer.objectives.config import ObjectiveConfig
+from trainer.objectives.objective import Objective
+from trainer.objectives.parts import PARTS
+from trainer.objectives.presets import PRESETS
 
-from pydantic import field_validator
-
-from trainer.part import Settings, setting
-
-
-class ObjectiveConfig(Settings):
-    """A preset, and the parts that differ from it: a part given here replaces the fields of the preset's part of the same type."""
-
-    preset: str = setting("grpo", help="Named list of parts to start from.")
-    parts: list[Any] = setting(help="Resolved parts in pipeline order.", default_factory=list)
+__all__ = [
+    "PARTS",
+    "PRESETS",
+    "STAGES",
+    "Knob",
+    "Objective",
+    "ObjectiveConfig",
+    "Observation",
+    "Outcome",
+    "Preset",
+    "Step",
+]

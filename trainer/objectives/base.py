@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.lazy import torch
 from trainer.part import Part, Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Step:
     total_steps: int = 0
     minibatch: int = 0
     seed: int = 0
+    max_completion_tokens: int = 0  # the run's limit; 0 where unknown
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -85,12 +87,51 @@ class AuxiliaryPlan:
     temperature: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What `Objective.apply` returns: the loss of the step and its two gradients, ready to be carried through the model.
+
+    `weight` is -dL/dlogprob times the aggregation's token denominator: what the objective really multiplied a token's
+    log-prob gradient by (the advantage, under plain on-policy GRPO).
+    """
+
+    loss: Tensor  # []
+    grad_logprob: Tensor  # [N]
+    grad_entropy: Tensor | None  # [N], None where identically zero
+    advantage: Tensor  # [N]
+    mask: Tensor  # [N] 0/1, tokens that kept their policy gradient after all masks
+    weight: Tensor  # [N]
+    metrics: dict[str, float]
+
+
 class ObjectivePart(Part):
-    """Base of every part. `stage` places it, `needs` names the statistics it reads, `incompatible` the types it refuses."""
+    """Base of every part.
+
+    `stage` places it, `needs` names the statistics it reads, `incompatible` the types it refuses, `requires` the types
+    it cannot do without, `moves` the knobs it writes between steps.
+    """
 
     stage: ClassVar[Stage]
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     incompatible: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
+    moves: ClassVar[frozenset[str]] = frozenset()
+
+    def reads(self) -> frozenset[Statistic]:
+        """Return the statistics read under these settings."""
+        return self.needs
+
+    def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
+        """Return the entropy band (low, high) in nats aimed at in this step; equal ends for a point target."""
+        return None
+
+    def course(self, x: float) -> tuple[float, float] | None:
+        """Return the planned band at share x in [0, 1] of the run, in `course_unit`; None where nothing is planned."""
+        return None
+
+    def course_unit(self) -> str:
+        """Return the unit of `course`: nats, or "x initial" for multiples of the initial entropy."""
+        return "nats"
 
 
 class Sampling(ObjectivePart):
@@ -98,6 +139,10 @@ class Sampling(ObjectivePart):
 
     def plan(self, step: Step) -> AuxiliaryPlan | None:
         """Return the extra rollouts wanted for the coming step."""
+        raise NotImplementedError
+
+    def compose(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        """Return the batch with the auxiliary completions worked in; advantages and mask are already there."""
         raise NotImplementedError
 
 
@@ -113,7 +158,7 @@ class Normaliser(ObjectivePart):
     stage: ClassVar[Stage] = "normaliser"
 
     def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the advantage of each completion, [S]; invalid and lone completions get 0."""
+        """Return the advantage of each completion, [S]; invalid completions get 0."""
         raise NotImplementedError
 
 
@@ -142,9 +187,14 @@ class SampleFilter(ObjectivePart):
         """Return which completions stay, [S] bool."""
         raise NotImplementedError
 
+    def rescore(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the token advantage after filtering, [N]; most filters leave it alone."""
+        assert batch.advantage is not None
+        return batch.advantage
+
 
 class TokenMask(ObjectivePart):
-    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero gradient, same denominator."""
+    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero policy loss, same denominator."""
 
     stage: ClassVar[Stage] = "token_mask"
 
@@ -181,11 +231,19 @@ class Regulariser(ObjectivePart):
 
 
 class Aggregation(ObjectivePart):
+    """Sums token losses: sum over t of mask_t * scale_t * x_t, where 1 / scale_t is the token's denominator."""
+
     stage: ClassVar[Stage] = "aggregation"
 
-    def reduce(self, values: Tensor, batch: TokenBatch) -> Tensor:
-        """Return the scalar of [N] token losses; the denominator is explicit and spans the step."""
+    def scale(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return 1 / denominator of each token, [N]; denominators span the step."""
         raise NotImplementedError
+
+    def reduce(self, values: Tensor, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the scalar of [N] token losses."""
+        assert batch.mask is not None
+        kept = torch.where(batch.mask > 0, values, torch.zeros_like(values))  # an inf under the mask stays out
+        return (kept * batch.mask * self.scale(batch, step)).sum()
 
 
 class Controller(ObjectivePart):
@@ -197,13 +255,15 @@ class Controller(ObjectivePart):
         """Return the initial state."""
         return {}
 
-    def update(self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    def update(
+        self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Return the next state and the knobs that change; `knobs` holds the values in force, steered ones included."""
         raise NotImplementedError
 
-    def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
-        """Return the entropy band (low, high) in nats aimed at in this step; equal ends for a point target."""
-        return None
+    def alert(self, state: dict[str, Any]) -> str:
+        """Return one sentence a person should read about the last update, or ""."""
+        return ""
 
 
 class Reference(Settings):

@@ -1,0 +1,85 @@
+"""GRPO's advantage: a completion's reward against the other completions of its prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trainer.lazy import torch
+from trainer.objectives.base import Normaliser, Step
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+
+def groups_of(batch: TokenBatch) -> tuple[Tensor, int]:
+    """Return a dense group number of each completion, [S], and their count; auxiliary rollouts form their own groups."""
+    key = batch.group.long() * 2
+    if batch.auxiliary is not None:
+        key = key + batch.auxiliary.long()
+    kinds, dense = torch.unique(key, return_inverse=True)
+    return dense, int(kinds.shape[0])
+
+
+def valid_of(batch: TokenBatch) -> Tensor:
+    """Return which completions have a usable reward, [S] bool."""
+    finite = torch.isfinite(batch.reward)
+    return finite if batch.valid is None else finite & batch.valid
+
+
+class GroupNorm(Normaliser):
+    """Group advantage (GRPO).
+
+    (reward - mean of the group) / (std + epsilon), with the unbiased std of the group or of the batch, or none
+    (Dr. GRPO). A group of one has mean 0 and std 1. Completions without a usable reward get 0 and enter no mean.
+    """
+
+    title: ClassVar[str] = "Group advantage"
+    paper: ClassVar[str] = "2402.03300; 2503.20783"
+    type: Literal["group_norm"] = "group_norm"
+    std: Literal["group", "batch", "none"] = setting(
+        "group", help="What the centred reward is divided by: the std of its group, of the whole batch, or nothing."
+    )
+    epsilon: float = setting(
+        1e-6, help="Added to the std.", gt=0, le=1, advanced=True, show_if={"std": ["group", "batch"]}
+    )
+
+    def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
+        # float64: the rounding of a float32 mean, divided by epsilon, would give a group of equal rewards an advantage
+        valid = valid_of(batch)
+        reward = torch.where(valid, batch.reward.double(), torch.zeros((), dtype=torch.float64, device=valid.device))
+        dense, count = groups_of(batch)
+        size, members = self._sum(torch.ones_like(reward), dense, count), self._sum(valid.double(), dense, count)
+        mean = self._sum(reward, dense, count) / members.clamp(min=1)
+        mean = torch.where(size == 1, torch.zeros_like(mean), mean)
+        centred = (reward - mean[dense]) * valid
+        centred = torch.where(self._equal(reward, valid, dense, count)[dense] & (size[dense] > 1), 0.0, centred)
+        return (centred / self._divisor(reward, centred, valid, dense, size, members)).to(batch.reward.dtype)
+
+    def _divisor(
+        self, reward: Tensor, centred: Tensor, valid: Tensor, dense: Tensor, size: Tensor, members: Tensor
+    ) -> Tensor:
+        """Return std + epsilon for each completion, [S]."""
+        if self.std == "none":
+            return torch.ones_like(reward)
+        if self.std == "batch":
+            chosen = reward[valid]
+            std = chosen.std() if chosen.numel() > 1 else reward.new_ones(())
+            return (std + self.epsilon).expand_as(reward)
+        variance = self._sum(centred.square(), dense, size.shape[0]) / (members - 1).clamp(min=1)
+        std = torch.where(size == 1, torch.ones_like(variance), variance.sqrt())
+        return std[dense] + self.epsilon
+
+    @staticmethod
+    def _sum(values: Tensor, dense: Tensor, count: int) -> Tensor:
+        return values.new_zeros(count).index_add(0, dense, values)
+
+    @staticmethod
+    def _equal(reward: Tensor, valid: Tensor, dense: Tensor, count: int) -> Tensor:
+        """Return which groups have one and the same reward throughout, [groups] bool."""
+        low, high = torch.where(valid, reward, torch.inf), torch.where(valid, reward, -torch.inf)
+        lowest = reward.new_full((count,), torch.inf).scatter_reduce(0, dense, low, "amin")
+        highest = reward.new_full((count,), -torch.inf).scatter_reduce(0, dense, high, "amax")
+        return lowest >= highest

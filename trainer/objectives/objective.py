@@ -1,0 +1,232 @@
+"""Objective: the parts of a config, run as one pipeline. The loop calls this class and names no method."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trainer.lazy import torch
+from trainer.objectives.base import (
+    Aggregation,
+    AuxiliaryPlan,
+    Controller,
+    Knob,
+    Normaliser,
+    ObjectivePart,
+    Observation,
+    Outcome,
+    Regulariser,
+    RewardShaper,
+    SampleFilter,
+    Sampling,
+    SequenceMultiplier,
+    Statistic,
+    Step,
+    Surrogate,
+    TokenMask,
+    TokenPenalty,
+    TokenShaper,
+)
+from trainer.objectives.config import ObjectiveConfig, knob_fields
+from trainer.objectives.group_norm import valid_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+Kind = TypeVar("Kind", bound=ObjectivePart)
+
+
+class Objective:
+    """A resolved objective.
+
+    Once per rollout batch `prepare` turns rewards into token advantages and a mask; once per optimiser step `apply`
+    returns the loss and its gradient with respect to log-prob and entropy; once per step `control` moves knobs.
+    """
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+        self.parts: list[ObjectivePart] = list(config.parts)
+
+    def _all(self, kind: type[Kind]) -> list[Kind]:
+        return [part for part in self.parts if isinstance(part, kind)]
+
+    def _only(self, kind: type[Kind]) -> Kind:
+        return self._all(kind)[0]
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """The per-token statistics some part reads; nothing else has to be computed."""
+        return frozenset().union(*(part.reads() for part in self.parts))
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return the steerable numbers with their initial values and bounds."""
+        return {name: knob_of(part, name, field) for part in self.parts for name, field in knob_fields(part).items()}
+
+    @cached_property
+    def _initial(self) -> dict[str, float]:
+        return {name: knob.value for name, knob in self.knobs().items()}
+
+    def _in_force(self, step: Step) -> Step:
+        """Return the step with every knob present: given values over initial ones; metrics stay shared."""
+        return dataclasses.replace(step, knobs={**self._initial, **step.knobs})
+
+    # -- once per rollout batch ---------------------------------------------------------------------------------
+
+    def prepare(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        """Return the batch with token `advantage` [N] and `mask` [N], detached; a batch that brings advantages keeps them.
+
+        Completions without a usable reward enter no group statistics and leave the mask.
+        """
+        step = self._in_force(step)
+        with torch.no_grad():
+            batch = _cleaned(batch)
+            if batch.advantage is None:
+                batch = self._advantages(batch, step)
+            for shaper in self._all(TokenShaper):
+                batch = batch.replace(advantage=shaper.shape(batch, step))
+            batch = self._filtered(batch, step)
+            batch = self._composed(batch, step)
+        return batch
+
+    def _advantages(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        for shaper in self._all(RewardShaper):
+            batch = batch.replace(reward=shaper.shape(batch, step))
+        advantage = self._only(Normaliser).normalise(batch, step)
+        for multiplier in self._all(SequenceMultiplier):
+            advantage = advantage * multiplier.multiply(batch, step)
+        return batch.replace(advantage=batch.per_token(advantage).to(batch.logprob.dtype))
+
+    def _filtered(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        assert batch.mask is not None
+        for part in self._all(SampleFilter):
+            keep = part.keep(batch, step)
+            step.metrics[f"objective/{part.type}_kept_share"] = float(keep.double().mean()) if keep.numel() else 1.0
+            batch = batch.replace(mask=batch.mask * batch.per_token(keep), advantage=part.rescore(batch, step))
+        return batch
+
+    def _composed(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        if batch.auxiliary is None:
+            return batch
+        for part in self._all(Sampling):
+            return part.compose(batch, step)
+        return batch
+
+    # -- once per optimiser step --------------------------------------------------------------------------------
+
+    def apply(self, batch: TokenBatch, step: Step) -> Outcome:
+        """Return loss and gradients of one optimiser step over all its tokens; `prepare` must have seen the batch."""
+        step = self._in_force(step)
+        logprob = batch.logprob.detach().requires_grad_()
+        entropy = None if batch.entropy is None else batch.entropy.detach().requires_grad_()
+        mask = torch.ones_like(logprob) if batch.mask is None else batch.mask.to(logprob.dtype)
+        batch = batch.replace(logprob=logprob, entropy=entropy, mask=mask)
+        with torch.enable_grad():
+            batch, gate = self._masked(batch, step)
+            loss = self._loss(batch, gate, step)
+            leaves = [logprob] if entropy is None else [logprob, entropy]
+            grads = torch.autograd.grad(loss + 0 * logprob.sum(), leaves, allow_unused=True)
+        grad_entropy = grads[1] if len(grads) > 1 and grads[1] is not None and bool(grads[1].any()) else None
+        assert batch.mask is not None and batch.advantage is not None
+        with torch.no_grad():
+            scale = self._only(Aggregation).scale(batch, step)
+            weight = torch.where(scale > 0, -grads[0] / scale, torch.zeros_like(scale))
+            self._report(batch, step, loss)
+        return Outcome(
+            loss=loss.detach(),
+            grad_logprob=grads[0],
+            grad_entropy=grad_entropy,
+            advantage=batch.advantage,
+            mask=batch.mask * gate,
+            weight=weight,
+            metrics=step.metrics,
+        )
+
+    def _masked(self, batch: TokenBatch, step: Step) -> tuple[TokenBatch, Tensor]:
+        """Return the batch with dropped tokens out of its mask, and the gate of detached ones, [N]."""
+        gate = torch.ones_like(batch.logprob)
+        for part in self._all(TokenMask):
+            keep = part.keep(batch, step).to(gate.dtype)
+            assert batch.mask is not None
+            step.metrics[f"objective/{part.type}_kept_share"] = float(
+                (keep * batch.mask).sum() / batch.mask.sum().clamp(min=1)
+            )
+            if part.semantics() == "drop":
+                batch = batch.replace(mask=batch.mask * keep)
+            else:
+                gate = gate * keep
+        return batch, gate
+
+    def _loss(self, batch: TokenBatch, gate: Tensor, step: Step) -> Tensor:
+        values = self._only(Surrogate).loss(batch, step)
+        values = torch.where(gate > 0, values, torch.zeros_like(values))
+        for penalty in self._all(TokenPenalty):
+            values = values + penalty.penalty(batch, step)
+        loss = self._only(Aggregation).reduce(values, batch, step)
+        for regulariser in self._all(Regulariser):
+            loss = loss + regulariser.regularise(batch, step)
+        return loss
+
+    def _report(self, batch: TokenBatch, step: Step, loss: Tensor) -> None:
+        mask = batch.mask
+        assert mask is not None
+        total = mask.sum().clamp(min=1)
+        step.metrics["objective/loss"] = float(loss)
+        step.metrics["objective/tokens"] = float(mask.sum())
+        if batch.old_logprob is not None:
+            moved = (batch.old_logprob - batch.logprob.detach()) * mask
+            step.metrics["objective/old_kl"] = float(moved.sum() / total)
+
+    # -- between steps ------------------------------------------------------------------------------------------
+
+    def start(self) -> dict[str, Any]:
+        """Return the controllers' initial state, by part type; plain JSON."""
+        return {part.type: part.start() for part in self._all(Controller)}
+
+    def control(
+        self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Return the next state and the knobs that changed; `knobs` are the values in force, steered ones included."""
+        state, knobs, changed = dict(state), {**self._initial, **knobs}, {}
+        for part in self._all(Controller):
+            state[part.type], moved = part.update(state.get(part.type, part.start()), seen, knobs)
+            changed |= {name: value for name, value in moved.items() if value != knobs.get(name)}
+            knobs |= moved
+        return state, changed
+
+    def alerts(self, state: dict[str, Any]) -> list[str]:
+        """Return what the last `control` wants a person to read."""
+        texts = (part.alert(state.get(part.type, {})) for part in self._all(Controller))
+        return [text for text in texts if text]
+
+    def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
+        """Return the entropy band (low, high) in nats aimed at in this step, or None."""
+        knobs = {**self._initial, **knobs}
+        bands = (part.target(step, total_steps, knobs) for part in self.parts)
+        return next((band for band in bands if band is not None), None)
+
+    def auxiliary(self, step: Step) -> AuxiliaryPlan | None:
+        """Return the extra rollouts wanted for the coming step, or None."""
+        plans = (part.plan(self._in_force(step)) for part in self._all(Sampling))
+        return next(plans, None)
+
+
+def knob_of(part: ObjectivePart, name: str, field: str) -> Knob:
+    """Return the knob that a setting starts, bounded as the setting is."""
+    info = type(part).model_fields[field]
+    low = next((getattr(m, a) for m in info.metadata for a in ("ge", "gt") if getattr(m, a, None) is not None), None)
+    high = next((getattr(m, a) for m in info.metadata for a in ("le", "lt") if getattr(m, a, None) is not None), None)
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    unit, value = str(extra.get("unit", "")), float(getattr(part, field))
+    return Knob(name=name, value=value, low=low, high=high, help=info.description or "", unit=unit)
+
+
+def _cleaned(batch: TokenBatch) -> TokenBatch:
+    """Return the batch with a mask, and without completions whose reward is unusable."""
+    valid = valid_of(batch)
+    mask = torch.ones_like(batch.logprob) if batch.mask is None else batch.mask.to(batch.logprob.dtype)
+    reward = torch.where(valid, batch.reward, torch.zeros_like(batch.reward))
+    advantage = None if batch.advantage is None else batch.advantage.detach()
+    return batch.replace(reward=reward, valid=valid, mask=mask * batch.per_token(valid), advantage=advantage)

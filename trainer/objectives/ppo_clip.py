@@ -1,0 +1,63 @@
+"""PPO's clipped ratio with separate ends (DAPO's clip-higher) and dual clip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trainer.lazy import torch
+from trainer.objectives.base import Step
+from trainer.objectives.ratio import RatioSurrogate, log_ratio
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+
+class PPOClip(RatioSurrogate):
+    """Clipped ratio (PPO), clip-higher (DAPO), dual clip.
+
+    Loss max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 at most -A c. A token whose ratio has already moved past
+    the clip in the direction of its advantage gets no gradient.
+    """
+
+    title: ClassVar[str] = "Clipped ratio"
+    paper: ClassVar[str] = "1707.06347; 2503.14476"
+    type: Literal["ppo_clip"] = "ppo_clip"
+    clip_low: float = setting(0.2, help="The ratio may fall this far below 1.", ge=0, le=1, knob="clip_low")
+    clip_high: float = setting(
+        0.2,
+        help="The ratio may rise this far above 1; more than the lower end keeps rare tokens alive.",
+        ge=0,
+        le=100,
+        knob="clip_high",
+    )
+    dual_clip: float = setting(
+        3.0,
+        help="Bound on the ratio of tokens with negative advantage; 0 turns it off.",
+        ge=0,
+        le=1000,
+        advanced=True,
+    )
+
+    def loss(self, batch: TokenBatch, step: Step) -> Tensor:
+        assert batch.advantage is not None
+        advantage, ratio = batch.advantage, log_ratio(batch).exp()
+        low, high = 1 - step.knobs["clip_low"], 1 + step.knobs["clip_high"]
+        free, clipped = -advantage * ratio, -advantage * ratio.clamp(low, high)
+        values = torch.maximum(free, clipped)
+        if self.dual_clip:
+            values = torch.where(advantage < 0, torch.minimum(values, -advantage * self.dual_clip), values)
+        self._report(batch, step, ratio.detach(), low, high)
+        return self.corrected(values, batch, step)
+
+    def _report(self, batch: TokenBatch, step: Step, ratio: Tensor, low: float, high: float) -> None:
+        assert batch.advantage is not None
+        mask = torch.ones_like(ratio) if batch.mask is None else batch.mask
+        total = mask.sum().clamp(min=1)
+        above = ((batch.advantage > 0) & (ratio > high)) * mask
+        below = ((batch.advantage < 0) & (ratio < low)) * mask
+        step.metrics["objective/clip_high_share"] = float(above.sum() / total)
+        step.metrics["objective/clip_low_share"] = float(below.sum() / total)
+        step.metrics["objective/clip_share"] = float((above + below).sum() / total)

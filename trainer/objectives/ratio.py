@@ -1,0 +1,65 @@
+"""What surrogates share: the importance ratio and the correction for a sampler that disagrees with the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trainer.lazy import torch
+from trainer.objectives.base import Statistic, Step, Surrogate
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+LOG_RATIO_LIMIT = 20.0  # nats; exp stays finite in float32 and no sane update comes near it
+
+
+def log_ratio(batch: TokenBatch) -> Tensor:
+    """Return logprob - old_logprob, [N], clamped; without old_logprob the policy is the one that sampled."""
+    old = batch.logprob.detach() if batch.old_logprob is None else batch.old_logprob
+    return (batch.logprob - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+class RatioSurrogate(Surrogate):
+    """A surrogate of the ratio, with truncated importance sampling between engine and trainer as a property.
+
+    The token's loss is multiplied by min(exp(old_logprob - engine_logprob), cap). A token without a finite engine
+    log-prob, and every token of an auxiliary completion (drawn at another temperature on purpose), gets 1.
+    """
+
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
+
+    correction: Literal["off", "token"] = setting(
+        "off",
+        help="Correct for engine log-probs that differ from the trainer's: weigh each token by their ratio.",
+        advanced=True,
+    )
+    correction_cap: float = setting(
+        2.0,
+        help="Largest weight the engine correction gives a token.",
+        ge=1,
+        le=100,
+        advanced=True,
+        show_if={"correction": "token"},
+    )
+
+    def reads(self) -> frozenset[Statistic]:
+        return self.needs | {"engine_logprob"} if self.correction == "token" else self.needs
+
+    def corrected(self, values: Tensor, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the token losses times the engine correction, [N]."""
+        if self.correction == "off" or batch.engine_logprob is None:
+            return values
+        old = batch.logprob.detach() if batch.old_logprob is None else batch.old_logprob
+        weight = (old - batch.engine_logprob).exp().clamp(max=self.correction_cap)
+        usable = torch.isfinite(batch.engine_logprob) & torch.isfinite(weight)
+        if batch.auxiliary is not None:
+            usable &= ~batch.per_token(batch.auxiliary)
+        weight = torch.where(usable, weight, torch.ones_like(weight))
+        mask = torch.ones_like(weight) if batch.mask is None else batch.mask
+        total = mask.sum().clamp(min=1)
+        step.metrics["objective/engine_weight"] = float((weight * mask).sum() / total)
+        step.metrics["objective/engine_capped"] = float(((weight >= self.correction_cap) * mask).sum() / total)
+        return values * weight
