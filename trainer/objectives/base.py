@@ -89,7 +89,7 @@ class AuxiliaryPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `Objective.apply` returns: the loss of the step and its two gradients, ready to be carried through the model.
+    """What `Objective.apply` returns: the loss of the step and the two gradients to carry through the model.
 
     `weight` is -dL/dlogprob times the aggregation's token denominator: what the objective really multiplied a token's
     log-prob gradient by (the advantage, under plain on-policy GRPO).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -19,7 +21,7 @@ EXCLUSIVE = (
 )  # at most one part; a given one replaces the preset's
 REQUIRED = ("normaliser", "surrogate", "aggregation")
 
-PartConfig = Annotated[tuple(PARTS.values()), Field(discriminator="type")]  # type: ignore[valid-type]
+PartConfig = Annotated[reduce(or_, PARTS.values()), Field(discriminator="type")]  # type: ignore[valid-type]
 
 
 def merge(preset: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def groups_of(batch: TokenBatch) -> tuple[Tensor, int]:
-    """Return a dense group number of each completion, [S], and their count; auxiliary rollouts form their own groups."""
+    """Return a dense group number of each completion, [S], and their count; auxiliary rollouts group apart."""
     key = batch.group.long() * 2
     if batch.auxiliary is not None:
         key = key + batch.auxiliary.long()

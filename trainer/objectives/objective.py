@@ -76,8 +76,9 @@ class Objective:
     # -- once per rollout batch ---------------------------------------------------------------------------------
 
     def prepare(self, batch: TokenBatch, step: Step) -> TokenBatch:
-        """Return the batch with token `advantage` [N] and `mask` [N], detached; a batch that brings advantages keeps them.
+        """Return the batch with token `advantage` [N] and `mask` [N], detached.
 
+        A batch that brings advantages keeps them: reward shapers, normaliser and multipliers are passed over.
         Completions without a usable reward enter no group statistics and leave the mask.
         """
         step = self._in_force(step)
@@ -129,7 +130,8 @@ class Objective:
             leaves = [logprob] if entropy is None else [logprob, entropy]
             grads = torch.autograd.grad(loss + 0 * logprob.sum(), leaves, allow_unused=True)
         grad_entropy = grads[1] if len(grads) > 1 and grads[1] is not None and bool(grads[1].any()) else None
-        assert batch.mask is not None and batch.advantage is not None
+        assert batch.mask is not None
+        assert batch.advantage is not None
         with torch.no_grad():
             scale = self._only(Aggregation).scale(batch, step)
             weight = torch.where(scale > 0, -grads[0] / scale, torch.zeros_like(scale))
