@@ -102,10 +102,11 @@ class Run(models.Model):
     lease_expires_at = models.DateTimeField(null=True, blank=True)
     pid = models.PositiveIntegerField(null=True, blank=True)
     pid_started = models.FloatField(null=True, blank=True, help_text="Start time of the process, Unix seconds: a pid alone can be reused.")
-    boot_id = models.CharField(max_length=64, blank=True, default="")
+    boot_id = models.CharField(max_length=64, blank=True, default="", help_text="Boot and pid namespace in which the pid means something.")
 
     # Requests flow down through the row.
     stop_requested_at = models.DateTimeField(null=True, blank=True)
+    kill_requested_at = models.DateTimeField(null=True, blank=True, help_text="End the processes without waiting for a checkpoint.")
     control_seq = models.PositiveIntegerField(default=0)
     control_knobs = models.JSONField(default=dict, blank=True, help_text="Latest requested value of each steered knob.")
 

@@ -1,0 +1,47 @@
+"""The doorbells: the one place that knows task names. Rows are the queue; a ring only says “look now”."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from django.db import transaction
+from kombu.exceptions import OperationalError
+
+log = logging.getLogger(__name__)
+
+# The workers register their tasks under these names (workers/tasks.py).
+SCHEDULE = "runs.schedule"  # look at the queue; any worker
+WAKE = "runs.wake"  # look at your runs; the worker whose queue it is
+
+RING_SECONDS = 60  # a ring nobody hears is worthless after this
+
+_app = Celery("isentrope", set_as_current=False)
+_app.config_from_object("django.conf:settings", namespace="CELERY")
+
+
+def worker_queue(worker: str) -> str:
+    """Return the name of the queue only this worker reads."""
+    return f"worker.{worker}"
+
+
+def ring(task: str, *args: Any, queue: str | None = None) -> None:
+    """Send the task after the current transaction commits.
+
+    A broker that is away costs a delay, not the request: workers look at the rows by themselves every few seconds.
+    """
+    transaction.on_commit(lambda: _send(task, args, queue))
+
+
+def ring_worker(worker: str) -> None:
+    """Wake the worker that holds a run's lease; does nothing without a name."""
+    if worker:
+        ring(WAKE, queue=worker_queue(worker))
+
+
+def _send(task: str, args: tuple[Any, ...], queue: str | None) -> None:
+    try:
+        _app.send_task(task, args=args, queue=queue, retry=False, ignore_result=True, expires=RING_SECONDS)
+    except OperationalError as error:
+        log.warning("No broker for %s: %s", task, error)
