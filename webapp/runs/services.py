@@ -98,7 +98,7 @@ def run_request_stop(*, run: Run, user: User) -> Run:
 
 @transaction.atomic
 def run_kill(*, run: Run, user: User) -> Run:
-    """End the trainer's processes now, for a run that does not stop when asked; steps since the last checkpoint are lost."""
+    """End a trainer that does not stop when asked; its steps since the last checkpoint are lost."""
     run = _lock(run, user)
     if not run.alive:
         raise ValidationError(f"There is nothing to end: the run is {run.state}.")
