@@ -1,0 +1,8 @@
+from django.http import HttpResponse
+
+
+def _soon(request):
+    return HttpResponse("")
+
+
+compare = rollouts = create = check = preview = try_out = demo = _soon
