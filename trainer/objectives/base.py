@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.errors import ConfigError
 from trainer.lazy import torch
 from trainer.part import Part, Settings
 
@@ -121,7 +122,7 @@ class ObjectivePart(Part):
         """Return the statistics read under these settings."""
         return self.needs
 
-    def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
+    def band(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
         """Return the entropy band (low, high) in nats aimed at in this step; equal ends for a point target."""
         return None
 
@@ -251,8 +252,8 @@ class Controller(ObjectivePart):
 
     stage: ClassVar[Stage] = "controller"
 
-    def start(self) -> dict[str, Any]:
-        """Return the initial state."""
+    def initial_state(self) -> dict[str, Any]:
+        """Return the state before the first step."""
         return {}
 
     def update(
@@ -264,6 +265,13 @@ class Controller(ObjectivePart):
     def alert(self, state: dict[str, Any]) -> str:
         """Return one sentence a person should read about the last update, or ""."""
         return ""
+
+
+def demand(value: Tensor | None, name: str, part: ObjectivePart) -> Tensor:
+    """Return a statistic that must be there; raise ConfigError naming it where it is not."""
+    if value is None:
+        raise ConfigError(f"{name} is missing from the batch, and {part.type} reads it; add it", name)
+    return value
 
 
 class Reference(Settings):

@@ -29,6 +29,22 @@ def valid_of(batch: TokenBatch) -> Tensor:
     return finite if batch.valid is None else finite & batch.valid
 
 
+def sequence_advantage(batch: TokenBatch) -> Tensor:
+    """Return the mean token advantage of each completion, [S]."""
+    assert batch.advantage is not None
+    tokens = batch.per_sequence_sum(torch.ones_like(batch.advantage)).clamp(min=1)
+    return batch.per_sequence_sum(batch.advantage) / tokens
+
+
+def equal_rewards(batch: TokenBatch) -> Tensor:
+    """Return which completions are in a group with one reward throughout, [S] bool; unusable ones do not count."""
+    valid, (dense, count) = valid_of(batch), groups_of(batch)
+    low, high = (torch.where(valid, batch.reward, bound) for bound in (torch.inf, -torch.inf))
+    lowest = low.new_full((count,), torch.inf).scatter_reduce(0, dense, low, "amin")
+    highest = low.new_full((count,), -torch.inf).scatter_reduce(0, dense, high, "amax")
+    return (lowest >= highest)[dense]
+
+
 class GroupNorm(Normaliser):
     """Group advantage (GRPO).
 
@@ -55,7 +71,7 @@ class GroupNorm(Normaliser):
         mean = self._sum(reward, dense, count) / members.clamp(min=1)
         mean = torch.where(size == 1, torch.zeros_like(mean), mean)
         centred = (reward - mean[dense]) * valid
-        centred = torch.where(self._equal(reward, valid, dense, count)[dense] & (size[dense] > 1), 0.0, centred)
+        centred = torch.where(equal_rewards(batch) & (size[dense] > 1), 0.0, centred)
         return (centred / self._divisor(reward, centred, valid, dense, size, members)).to(batch.reward.dtype)
 
     def _divisor(
@@ -75,11 +91,3 @@ class GroupNorm(Normaliser):
     @staticmethod
     def _sum(values: Tensor, dense: Tensor, count: int) -> Tensor:
         return values.new_zeros(count).index_add(0, dense, values)
-
-    @staticmethod
-    def _equal(reward: Tensor, valid: Tensor, dense: Tensor, count: int) -> Tensor:
-        """Return which groups have one and the same reward throughout, [groups] bool."""
-        low, high = torch.where(valid, reward, torch.inf), torch.where(valid, reward, -torch.inf)
-        lowest = reward.new_full((count,), torch.inf).scatter_reduce(0, dense, low, "amin")
-        highest = reward.new_full((count,), -torch.inf).scatter_reduce(0, dense, high, "amax")
-        return lowest >= highest

@@ -134,7 +134,7 @@ class Objective:
         assert batch.advantage is not None
         with torch.no_grad():
             scale = self._only(Aggregation).scale(batch, step)
-            weight = torch.where(scale > 0, -grads[0] / scale, torch.zeros_like(scale))
+            weight = torch.where(scale > 0, -grads[0] / scale, 0.0) + 0.0  # -0 becomes 0
             self._report(batch, step, loss)
         return Outcome(
             loss=loss.detach(),
@@ -185,7 +185,7 @@ class Objective:
 
     def start(self) -> dict[str, Any]:
         """Return the controllers' initial state, by part type; plain JSON."""
-        return {part.type: part.start() for part in self._all(Controller)}
+        return {part.type: part.initial_state() for part in self._all(Controller)}
 
     def control(
         self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
@@ -193,7 +193,7 @@ class Objective:
         """Return the next state and the knobs that changed; `knobs` are the values in force, steered ones included."""
         state, knobs, changed = dict(state), {**self._initial, **knobs}, {}
         for part in self._all(Controller):
-            state[part.type], moved = part.update(state.get(part.type, part.start()), seen, knobs)
+            state[part.type], moved = part.update(state.get(part.type, part.initial_state()), seen, knobs)
             changed |= {name: value for name, value in moved.items() if value != knobs.get(name)}
             knobs |= moved
         return state, changed
@@ -206,7 +206,7 @@ class Objective:
     def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
         """Return the entropy band (low, high) in nats aimed at in this step, or None."""
         knobs = {**self._initial, **knobs}
-        bands = (part.target(step, total_steps, knobs) for part in self.parts)
+        bands = (part.band(step, total_steps, knobs) for part in self.parts)
         return next((band for band in bands if band is not None), None)
 
     def auxiliary(self, step: Step) -> AuxiliaryPlan | None:

@@ -1,0 +1,50 @@
+"""AEPO's side batch: right answers drawn at another temperature replace rows of the main batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trainer.lazy import torch
+from trainer.objectives.base import AuxiliaryPlan, Sampling, Step
+from trainer.objectives.group_norm import sequence_advantage
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from trainer.batch import TokenBatch
+
+
+class AEPOSampling(Sampling):
+    """Side batch at another temperature (AEPO).
+
+    Part of the prompts are sampled again, hotter when entropy is below its target and colder when above. Of these, the
+    completions with a clearly positive advantage get advantage 1 and take the place of the first rows of the main
+    batch; half as many while cooling. Log-probs are those of the policy at the training temperature throughout.
+    """
+
+    title: ClassVar[str] = "Side batch (AEPO)"
+    paper: ClassVar[str] = "2510.08141"
+    requires: ClassVar[frozenset[str]] = frozenset({"auxiliary_temperature"})
+    type: Literal["aepo_sampling"] = "aepo_sampling"
+    prompt_share: float = setting(0.25, help="Share of the prompts that are sampled again.", gt=0, le=1)
+    threshold: float = setting(0.05, help="Smallest advantage a side completion needs, exclusive.", ge=0, le=10)
+    replace_rows: int = setting(
+        60, help="Most rows of the main batch replaced; the paper has 60 of 2560.", unit="samples", ge=1, le=100_000
+    )
+
+    def plan(self, step: Step) -> AuxiliaryPlan:
+        return AuxiliaryPlan(self.prompt_share, step.knobs["auxiliary_temperature"])
+
+    def compose(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        assert batch.auxiliary is not None
+        assert batch.advantage is not None
+        assert batch.mask is not None
+        counts = batch.per_sequence_sum(batch.mask) > 0
+        good = batch.auxiliary & counts & (sequence_advantage(batch) > self.threshold)
+        main = ~batch.auxiliary
+        limit = self.replace_rows if step.knobs["auxiliary_temperature"] >= 1 else self.replace_rows // 2
+        taken = good & (good.cumsum(0) <= min(limit, int(main.sum())))
+        number = int(taken.sum())
+        stays = main & (main.cumsum(0) > number)
+        step.metrics["objective/replaced_rows"] = float(number)
+        advantage = torch.where(batch.per_token(taken), torch.ones_like(batch.advantage), batch.advantage)
+        return batch.replace(advantage=advantage, mask=batch.mask * batch.per_token(taken | stays))

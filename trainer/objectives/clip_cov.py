@@ -1,0 +1,66 @@
+"""Clip-Cov: take the gradient from a few tokens whose update would cost the most entropy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import model_validator
+
+from trainer.lazy import torch
+from trainer.objectives.base import Statistic, Step, TokenMask
+from trainer.objectives.covariance import budget, covariance
+from trainer.objectives.ratio import log_ratio
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+
+class ClipCov(TokenMask):
+    """Clip-Cov.
+
+    Of the tokens whose covariance of advantage and log-prob lies between the bounds, a random few get no gradient; the
+    denominator stays. Tokens that the ratio clip already stopped are not drawn. The draw repeats with the run's seed.
+    """
+
+    title: ClassVar[str] = "Clip-Cov"
+    paper: ClassVar[str] = "2505.22617"
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
+    incompatible: ClassVar[frozenset[str]] = frozenset({"kl_cov"})
+    type: Literal["clip_cov"] = "clip_cov"
+    share: float = setting(2e-4, help="Share of all tokens to draw, at least one token.", gt=0, le=1)
+    lower: float = setting(1.0, help="Tokens at or below this covariance are never drawn.", ge=-1000, le=1000)
+    upper: float = setting(5.0, help="Tokens at or above this covariance are never drawn.", ge=-1000, le=1000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClipCov:
+        if self.lower >= self.upper:
+            raise ValueError(f"lower is {self.lower}, not below upper, {self.upper}; no token could be drawn")
+        return self
+
+    def keep(self, batch: TokenBatch, step: Step) -> Tensor:
+        values, counts, number = covariance(batch)
+        eligible = counts & (values > self.lower) & (values < self.upper) & ~_ratio_clipped(batch, step)
+        chosen = torch.nonzero(eligible).squeeze(1)
+        size = budget(self.share, number)
+        step.metrics["objective/clip_cov_eligible_share"] = chosen.shape[0] / max(number, 1)
+        if chosen.shape[0] > size:
+            # on the CPU whatever the device: the same tokens are drawn wherever the run continues
+            dice = torch.Generator().manual_seed(hash((step.seed, step.step, step.minibatch)) % 2**63)
+            chosen = chosen[torch.randperm(chosen.shape[0], generator=dice)[:size].to(chosen.device)]
+        return torch.ones_like(counts).index_fill(0, chosen, False)
+
+    def semantics(self) -> Literal["drop", "detach"]:
+        return "detach"
+
+
+def _ratio_clipped(batch: TokenBatch, step: Step) -> Tensor:
+    """Return which tokens the surrogate's ratio clip has stopped, [N] bool; none where the surrogate has no clip."""
+    assert batch.advantage is not None
+    if "clip_low" not in step.knobs or "clip_high" not in step.knobs:
+        return torch.zeros_like(batch.advantage, dtype=torch.bool)
+    ratio = log_ratio(batch).detach().exp()
+    clipped = ratio.clamp(1 - step.knobs["clip_low"], 1 + step.knobs["clip_high"])
+    return -batch.advantage * clipped > -batch.advantage * ratio

@@ -1,0 +1,63 @@
+"""Skywork-OR1's adaptive entropy coefficient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from trainer.objectives.base import Controller, Observation, Statistic
+from trainer.part import setting
+
+
+class Skywork(Controller):
+    """Adaptive entropy coefficient (Skywork-OR1).
+
+    After each step the coefficient of the entropy bonus moves up by delta where entropy is below the target, else down;
+    the bonus counts only while entropy is below. It keeps entropy from falling far below and never lowers it.
+    """
+
+    title: ClassVar[str] = "Adaptive coefficient (Skywork)"
+    paper: ClassVar[str] = "2505.22312"
+    moves: ClassVar[frozenset[str]] = frozenset({"entropy_coefficient", "entropy_enabled"})
+    requires: ClassVar[frozenset[str]] = frozenset({"entropy_bonus"})
+    type: Literal["skywork"] = "skywork"
+    floor: float = setting(
+        0.2, help="Entropy below which the bonus counts.", unit="nats", ge=0, le=20, knob="entropy_target"
+    )
+    delta: float = setting(1e-4, help="Change of the coefficient in a step.", gt=0, le=1)
+    lowest: float = setting(0.0, help="Smallest coefficient.", ge=-1, le=1, advanced=True)
+    highest: float = setting(0.005, help="Largest coefficient.", ge=-1, le=1)
+    enabled: bool = setting(
+        False, help="Whether the bonus counts before the first measurement.", advanced=True, knob="entropy_enabled"
+    )
+    estimator: Literal["sampled", "exact"] = setting(
+        "sampled", help="Which entropy is compared: -mean log-prob as in the authors' code, or the exact one."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Skywork:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest is {self.lowest}, above highest, {self.highest}; lower it")
+        return self
+
+    def reads(self) -> frozenset[Statistic]:
+        return frozenset({"entropy"}) if self.estimator == "exact" else frozenset()
+
+    def update(
+        self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        entropy = seen.entropy_sampled if self.estimator == "sampled" else seen.entropy
+        if not math.isfinite(entropy):
+            return state, {}
+        below = entropy < knobs["entropy_target"]
+        moved = knobs["entropy_coefficient"] + (self.delta if below else -self.delta)
+        return state, {
+            "entropy_coefficient": min(max(moved, self.lowest), self.highest),
+            "entropy_enabled": float(below),
+        }
+
+    def band(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float]:
+        value = knobs.get("entropy_target", self.floor)
+        return value, value

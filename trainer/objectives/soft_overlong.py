@@ -1,0 +1,40 @@
+"""DAPO's soft overlong punishment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trainer.objectives.base import RewardShaper, Step
+from trainer.part import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+
+class SoftOverlong(RewardShaper):
+    """Soft overlong penalty (DAPO).
+
+    Over the last share of the completion budget the reward falls linearly, by the full penalty at the limit.
+    """
+
+    title: ClassVar[str] = "Soft overlong penalty"
+    paper: ClassVar[str] = "2503.14476"
+    type: Literal["soft_overlong"] = "soft_overlong"
+    limit: int = setting(
+        0,
+        help="Completion length at which the whole penalty is due; 0 takes the run's max_completion_tokens.",
+        unit="tokens",
+        ge=0,
+        le=10_000_000,
+    )
+    buffer: float = setting(0.2, help="Share of the limit over which the penalty grows.", gt=0, le=1)
+    penalty: float = setting(1.0, help="Taken from the reward at the limit.", ge=0, le=100)
+
+    def shape(self, batch: TokenBatch, step: Step) -> Tensor:
+        limit = self.limit or step.max_completion_tokens
+        if not limit:
+            return batch.reward
+        over = (batch.length.to(batch.reward.dtype) - limit * (1 - self.buffer)) / (limit * self.buffer)
+        return batch.reward - self.penalty * over.clamp(0, 1)
