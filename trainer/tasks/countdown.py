@@ -47,16 +47,23 @@ class Countdown(Task):
     """Countdown: reach the target with three digits, each used once, and + - *."""
 
     title: ClassVar[str] = "Countdown"
+    inline: ClassVar[bool] = True
     type: Literal["countdown"] = "countdown"
     held_out: float = setting(0.1, help="Share of the puzzles kept for evaluation.", gt=0, lt=1)
-    min_solutions: int = setting(2, help="Puzzles with fewer right expressions are left out.", ge=1, le=20, advanced=True)
+    min_solutions: int = setting(
+        2, help="Puzzles with fewer right expressions are left out.", ge=1, le=20, advanced=True
+    )
 
     def rows(self, split: str, seed: int) -> Sequence[Row]:
         keys = [key for key, right in solutions().items() if len(right) >= self.min_solutions]
-        random.Random(f"countdown {seed}").shuffle(keys)
+        random.Random("countdown").shuffle(keys)  # one split for all seeds: no run trains on what another measures
         cut = round(len(keys) * self.held_out)
         chosen = keys[:cut] if split == "held_out" else keys[cut:]
-        return [Row(key=f"{digits}={total}", prompt=f"{digits}={total}:", answer=str(total), extra={"digits": digits}) for digits, total in chosen]
+        random.Random(seed).shuffle(chosen)
+        return [
+            Row(key=f"{digits}={total}", prompt=f"{digits}={total}:", answer=str(total), extra={"digits": digits})
+            for digits, total in chosen
+        ]
 
     def score(self, row: Row, completion: str) -> float | None:
         answer = completion.strip()

@@ -1,0 +1,302 @@
+"""The loop: sample, score, advantage, loss, step, report. It names no task, reward or objective.
+
+Every step works on one rollout batch: a few prompts, a group of completions each. `Trainer.run` reads top to bottom;
+the verbs live in collect.py, update.py, report.py, recorder.py, evaluation.py and checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import signal
+import time
+from typing import Any
+
+import torch
+
+from trainer import checkpoint
+from trainer.collect import Collector
+from trainer.config import RunConfig
+from trainer.control import Steering
+from trainer.distributed import World
+from trainer.errors import RunFailed
+from trainer.evaluation import Evaluator
+from trainer.events import Control, RunFolder
+from trainer.models import resolve
+from trainer.objectives import Objective
+from trainer.optimiser import Optimiser
+from trainer.policy import Policy
+from trainer.prompts import Prompts
+from trainer.recorder import Recorder
+from trainer.report import answers, observation, peak_memory, step_metrics
+from trainer.rewards.pool import RewardPool
+from trainer.rollout import engine
+from trainer.stream import Silent
+from trainer.update import Update, Updater
+
+BAD_STEPS_ALLOWED = 2  # the third in a row ends the run
+
+
+class Trainer:
+    """One attempt at one run."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, attempt: int, stream: Silent, world: World) -> None:
+        """Load everything; raises ConfigError or RunFailed saying what does not fit."""
+        self.folder, self.config, self.attempt, self.stream, self.world = folder, config, attempt, stream, world
+        self.signalled = False
+        self.done, self.tokens, self.bad = 0, 0, 0
+        seed_everything(config.seed)
+        resumed, complaints = checkpoint.newest(folder)
+        self.resumed, self.complaints = resumed, complaints
+        source = resolve(config.model.source).path
+        self.policy = self._policy(source, resumed)
+        self.policy.budget = config.optimiser.tokens_per_microbatch
+        self.objective = Objective(config.objective)
+        self.steering = Steering(config, self.objective, folder)
+        self.prompts = Prompts(config, self.policy.tokenizer, self.policy.context)
+        self.pool = RewardPool(config.task, config.rewards)
+        rollouts = engine(config.sampling.engine, self.policy)
+        detokenizer = self.policy.detokenizer
+        self.collector = Collector(config, self.prompts, rollouts, self.pool, detokenizer, stream)
+        self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
+        self.optimiser = Optimiser(self.policy.parameters, config.optimiser, world)
+        reference = None
+        if "ref_logprob" in self.objective.needs and not config.model.lora.enabled:
+            reference = Policy(source, config.model, world.device)
+            reference.budget = self.policy.budget
+        self.updater = Updater(self.policy, reference, self.objective, self.optimiser, world)
+        self.recorder = Recorder(folder, config.sampling.samples_per_prompt, config.recording.max_samples, world)
+        if resumed:
+            self._restore(resumed)
+
+    def run(self) -> tuple[str, str]:
+        """Train to the end or until asked to stop; return (status, reason)."""
+        total = self.config.optimiser.steps
+        self._started()
+        if self.done == 0:
+            self._evaluate(0)
+        for step in range(self.done + 1, total + 1):
+            control = self._listen(step)
+            if self.signalled or control.stop:
+                self._save(final=False)
+                if self.signalled:
+                    return "interrupted", f"asked to end after step {self.done}; a checkpoint was written"
+                return "stopped", f"stopped on request after step {self.done}; a checkpoint was written"
+            began, times = time.monotonic(), dict[str, float]()
+            temperature = self.steering.knobs["temperature"]
+            plan = self.steering.plan(step)
+            share = slice(self.world.rank, None, self.world.size)
+
+            completions = self.collector.collect(step, self.attempt, share, temperature, plan, times)
+            self.stream.progress(step, "update", 0, 1)
+            settings = self.steering.step(step)
+            update = self.updater.update(
+                completions, settings, self.config.optimiser.minibatches_per_step, temperature, times
+            )
+            metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
+            self._check(step, update)
+            if step % self.config.recording.every_steps == 0 or step == 1:
+                self.recorder.record(step, completions, update, self.stream)
+            if "entropy/mean" in metrics:
+                self.steering.observe(observation(step, total, metrics))
+
+            self.done = step
+            self._report(step, metrics, times, time.monotonic() - began)
+            self._evaluate(step)
+            every = self.config.checkpoint.every_steps
+            if step == total or (every and step % every == 0):
+                self._save(final=step == total)
+        return "finished", f"all {total} steps done"
+
+    def close(self) -> None:
+        """End the children that grade."""
+        self.pool.close()
+
+    # -- before and between steps -------------------------------------------------------------------------------
+
+    def _policy(self, source: Any, resumed: Any) -> Policy:
+        """Load the policy to train: the checkpoint's where there is one (for LoRA the source and the saved adapters)."""
+        if resumed is None:
+            return Policy(source, self.config.model, self.world.device)
+        if self.config.model.lora.enabled:
+            return Policy(source, self.config.model, self.world.device, adapter=resumed / checkpoint.ADAPTER)
+        return Policy(resumed, self.config.model, self.world.device)
+
+    def _started(self) -> None:
+        self.stream.emit(
+            "started",
+            self.done,
+            resume_step=self.done,
+            total_steps=self.config.optimiser.steps,
+            pid=os.getpid(),
+            device=str(self.world.device),
+            parameters=self.policy.total_parameters,
+            vocabulary=self.policy.vocabulary,
+            knobs=self.steering.described(),
+            versions=versions(),
+        )
+        for complaint in self.complaints:
+            self.stream.emit("warning", self.done, code="checkpoint", message=complaint)
+        if self.attempt > 1 and self.resumed is None:
+            message = "the attempts before wrote no checkpoint; this one starts at step 0"
+            self.stream.emit("warning", 0, code="resume", message=message)
+
+    def _listen(self, step: int) -> Control:
+        """Agree on the latest request and on a signal over all processes, and let it take effect."""
+        control, signalled = self.world.broadcast(
+            (self.steering.read(step, self.stream), self.signalled) if self.world.main else None
+        )
+        self.signalled = signalled
+        self.steering.apply(control, step, self.stream)
+        return control
+
+    def _check(self, step: int, update: Update) -> None:
+        """Warn of numbers that are not finite; the third step of them in a row ends the run."""
+        if not update.problems:
+            self.bad = 0
+            return
+        self.bad += 1
+        why = "; ".join(dict.fromkeys(update.problems))
+        self.stream.emit("warning", step, code="nonfinite", message=f"{why}; the weights stay as they were")
+        if self.bad > BAD_STEPS_ALLOWED:
+            raise RunFailed(
+                f"{self.bad} steps in a row could not be taken ({why}); lower optimiser.learning_rate, or resume from an "
+                "earlier checkpoint"
+            )
+
+    # -- after a step ---------------------------------------------------------------------------------------------
+
+    def _figures(self, step: int, update: Update) -> dict[str, float]:
+        """Return what the run itself knows of a step: rate, knobs, target, totals."""
+        generated = int(update.layout.length.sum())
+        self.tokens += generated
+        figures = {f"knob/{name}": value for name, value in self.steering.knobs.items()}
+        figures |= {
+            "lr": self.optimiser.rate(step),
+            "tokens/total": float(self.tokens),
+            "tokens/step": float(generated),
+        }
+        band = self.steering.target(step)
+        if band is not None:
+            figures |= {"entropy/target_low": band[0], "entropy/target_high": band[1]}
+        return figures
+
+    def _report(self, step: int, metrics: dict[str, float], times: dict[str, float], seconds: float) -> None:
+        metrics |= {f"time/{name}": value for name, value in times.items()}
+        metrics |= {"time/step": seconds, "memory/peak_bytes": peak_memory(self.world.device)}
+        metrics["tokens/per_second"] = metrics.pop("tokens/step") / seconds
+        self.stream.emit("metrics", step, values=metrics)
+        if self.world.main:
+            print(line(step, self.config.optimiser.steps, metrics), flush=True)
+
+    def _evaluate(self, step: int) -> None:
+        if not self.evaluator.due(step):
+            return
+        began = time.monotonic()
+        values = self.evaluator.evaluate(step, self.stream)
+        self.stream.emit("metrics", step, values={"time/evaluate": time.monotonic() - began})
+        if self.world.main:
+            print(
+                f"step {step}: held out " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()),
+                flush=True,
+            )
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self, *, final: bool) -> None:
+        """Write a checkpoint of the last finished step, unless it is there already."""
+        generators = self.world.gather(checkpoint.rng_state())
+        if self.world.main and not (self.resumed and self.resumed == self.folder.checkpoint(self.done)):
+            began = time.monotonic()
+            self.stream.progress(self.done, "save", 0, 1)
+            path = checkpoint.save(
+                self.folder,
+                self.done,
+                self.policy,
+                self._state(),
+                {"optimiser": self.optimiser.state(), "rng": generators},
+            )
+            self.stream.emit(
+                "checkpoint",
+                self.done,
+                path=str(path.relative_to(self.folder.path)),
+                bytes=checkpoint.size(path),
+                final=final,
+            )
+            for old in checkpoint.prune(self.folder, self.config.checkpoint.keep):
+                self.stream.emit("checkpoint_removed", self.done, path=str(old.relative_to(self.folder.path)))
+            self.stream.emit("metrics", self.done, values={"time/save": time.monotonic() - began})
+        self.world.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.done,
+            "prompts": self.done * self.config.sampling.prompts_per_step,  # data position: order follows from the seed
+            "seq": self.stream.seq,
+            "attempt": self.attempt,
+            "tokens": self.tokens,
+            "budget": self.policy.budget,
+            "learning_rate": self.optimiser.rate(self.done),
+            "steering": self.steering.state(),
+            "config_hash": config_hash(self.config),
+            "versions": versions(),
+        }
+
+    def _restore(self, path: Any) -> None:
+        state, tensors = checkpoint.load_state(path)
+        self.done, self.tokens = state["step"], state["tokens"]
+        self.policy.budget = min(self.policy.budget, state["budget"])
+        self.steering.load(state["steering"])
+        self.optimiser.load(tensors["optimiser"])
+        if len(tensors["rng"]) == self.world.size:
+            checkpoint.set_rng_state(tensors["rng"][self.world.rank])
+        if state["config_hash"] != config_hash(self.config):
+            self.complaints.append(
+                f"{path.name} was written under another config; the run goes on under the present one"
+            )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch, and make the CPU's kernels repeatable."""
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return a short fingerprint of a resolved config."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a result may depend on."""
+    import accelerate
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+def line(step: int, total: int, metrics: dict[str, float]) -> str:
+    """Return one step as one readable line."""
+    shown = {"reward": "reward/mean", "entropy": "entropy/mean", "distinct": "reward/distinct", "grad": "grad/norm"}
+    figures = "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
+    return f"step {step}/{total}  {figures}  {metrics['time/step']:.2f} s"
+
+
+def listen_to_signals(trainer: Trainer) -> None:
+    """SIGTERM and the first SIGINT let the step finish and write a checkpoint; a second SIGINT ends at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        trainer.signalled = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)

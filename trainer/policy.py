@@ -1,0 +1,319 @@
+"""Policy: model and tokenizer, and the two passes over completions that give per-token statistics and gradients.
+
+Hidden states go straight into `trainer.kernels`, so the [N, V] logits of a batch never exist. Micro-batches are
+rectangles of completions of similar length; they are formed from a token budget and never change the result.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config import ModelConfig
+from trainer.errors import ConfigError, ResourceError
+from trainer.kernels import TokenStats, linear_logprob_entropy
+from trainer.text import Detokenizer
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Token ids of one prompt and its completion."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+MOMENTS = ("sum_p2", "sum_p2_logp")
+
+
+class Policy:
+    """A causal language model under training, on one device."""
+
+    def __init__(self, path: Path, config: ModelConfig, device: torch.device, *, adapter: Path | None = None) -> None:
+        """Load from a folder; raises ConfigError where it holds no such model. `adapter` resumes LoRA weights."""
+        self.config, self.device = config, device
+        self.tokenizer = load_tokenizer(path)
+        self.lm = load_model(path, config.dtype).to(device)
+        self.adapted = with_lora(self.lm, config, adapter) if config.lora.enabled else None
+        self.budget = 0  # tokens in one forward pass; set by the loop, halved when memory runs out
+        self._calm()
+        self.detokenizer = Detokenizer(self.tokenizer)
+        self.stop_ids = stop_ids(self.lm, self.tokenizer)
+        self._check_head()
+
+    @property
+    def head(self) -> Tensor:
+        """Return the weight of the output layer, [V, H]."""
+        return self.lm.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """Return the bias of the output layer, [V], or None."""
+        return getattr(self.lm.get_output_embeddings(), "bias", None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the raw logits of hidden states, [R, H] to [R, V]."""
+        return torch.nn.functional.linear(hidden, self.head, self.head_bias)
+
+    @property
+    def saved(self) -> Any:
+        """Return the object whose `save_pretrained` writes what is trained."""
+        return self.adapted or self.lm
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head.shape[0]
+
+    @property
+    def context(self) -> int | None:
+        """Return the longest sequence the model takes, or None where it names no limit."""
+        return getattr(self.lm.config, "max_position_embeddings", None)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return what is trained, in a fixed order, each once."""
+        return [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.lm.parameters())
+
+    def hidden(self, ids: Tensor, **extra: Any) -> Any:
+        """Run the decoder without its output layer; [B, T] to an output whose first item is [B, T, H]."""
+        return self.lm.base_model(input_ids=ids, **extra)
+
+    def base(self) -> AbstractContextManager[Any]:
+        """Switch the adapters off inside the context: the policy as it was before LoRA training."""
+        return self.adapted.disable_adapter() if self.adapted is not None else nullcontext()
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> dict[str, Tensor]:
+        """Return logprob, entropy and, if asked for, MOMENTS of every completion token: float32 [n] on the CPU, in order."""
+        starts = _starts(sequences)
+        names = ("logprob", "entropy", *MOMENTS) if moments else ("logprob", "entropy")
+        while True:
+            try:
+                found = {name: torch.empty(starts[-1]) for name in names}
+                for rows, where in self._microbatches(sequences, starts):
+                    stats = self._statistics(rows, temperature, moments=moments)
+                    for name in names:
+                        found[name][where] = getattr(stats, name).float().cpu()
+                return found
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._shrink(error, sequences)
+
+    def backward(
+        self,
+        sequences: Sequence[Trajectory],
+        temperature: float,
+        logprob: Tensor,
+        entropy: Tensor | None,
+        clear: Callable[[], None],
+    ) -> None:
+        """Add d(loss)/d(weights) to the gradients, given d(loss)/d(logprob) and d(loss)/d(entropy), [n] each.
+
+        Completions without any gradient are left out. Where memory runs out, `clear` forgets the gradients so far and
+        the pass starts again in smaller micro-batches.
+        """
+        starts = _starts(sequences)
+        while True:
+            try:
+                self._train_dropout(True)
+                for rows, where in self._microbatches(sequences, starts, wanted=_any(starts, logprob, entropy)):
+                    stats = self._statistics(rows, temperature)
+                    outputs, gradients = [stats.logprob], [logprob[where].to(stats.logprob)]
+                    if entropy is not None:
+                        outputs.append(stats.entropy)
+                        gradients.append(entropy[where].to(stats.entropy))
+                    torch.autograd.backward(outputs, gradients)
+                return
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._shrink(error, sequences)
+                clear()
+            finally:
+                self._train_dropout(False)
+
+    def _statistics(self, rows: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> TokenStats:
+        """Return TokenStats of the completion tokens of one rectangle; right padding is behind every real token."""
+        width = max(len(row) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        take, target = [], []
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row.prompt + row.completion)
+            first = index * width + len(row.prompt) - 1  # the hidden state before a token predicts it
+            take.append(torch.arange(first, first + len(row.completion)))
+            target.extend(row.completion)
+        hidden = self.hidden(ids.to(self.device), use_cache=False)[0]  # [B, T, H]
+        chosen = hidden.flatten(0, 1)[torch.cat(take).to(self.device)]  # [n, H]
+        return linear_logprob_entropy(
+            chosen,
+            self.head,
+            torch.tensor(target, device=self.device),
+            temperature=temperature,
+            bias=self.head_bias,
+            moments=moments,
+        )
+
+    def _microbatches(
+        self, sequences: Sequence[Trajectory], starts: list[int], wanted: list[bool] | None = None
+    ) -> Iterator[tuple[list[Trajectory], Tensor]]:
+        """Yield (completions, positions of their tokens in the flat order), longest first."""
+        chosen = [i for i, row in enumerate(sequences) if row.completion and (wanted is None or wanted[i])]
+        for rows in pack([len(row) for row in sequences], chosen, self.budget):
+            where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
+            yield [sequences[i] for i in rows], where
+
+    def _shrink(self, error: Exception, sequences: Sequence[Trajectory]) -> None:
+        """Halve the token budget after running out of memory; re-raise what is something else."""
+        if not out_of_memory(error):
+            raise error
+        longest = max(len(row) for row in sequences)
+        if self.budget <= longest:
+            raise ResourceError(
+                f"a single sequence of {longest} tokens does not fit into memory; lower sampling.max_completion_tokens, "
+                "turn on model.gradient_checkpointing or model.lora, or use a smaller model"
+            ) from error
+        self.budget = max(longest, min(self.budget, sum(len(row) for row in sequences)) // 2)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _calm(self) -> None:
+        """Switch dropout off (it would make the two passes differ) and gradient checkpointing on where asked for."""
+        self.lm.eval()
+        if not self.config.gradient_checkpointing:
+            return
+        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.adapted is not None:
+            self.lm.enable_input_require_grads()
+        for module in self.lm.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = True  # the flag that turns recomputation on; its children stay in eval mode
+
+    def _train_dropout(self, on: bool) -> None:
+        """Dropout inside LoRA adapters is wanted by its setting, and only in the pass that has gradients."""
+        if self.adapted is None or not self.config.lora.dropout:
+            return
+        for name, module in self.lm.named_modules():
+            if "lora_dropout" in name:
+                module.train(on)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compare hidden state times head with the model's own logits: some models scale, cap or shift them."""
+        ids = torch.arange(min(4, self.vocabulary), device=self.device)[None]
+        ours = self.logits(self.hidden(ids, use_cache=False)[0]).float()
+        theirs = self.lm(input_ids=ids, use_cache=False).logits.float()
+        tolerance = 1e-3 if self.config.dtype == "float32" else 0.1
+        if ours.shape != theirs.shape or not torch.allclose(
+            ours, theirs, atol=tolerance * (1 + theirs.abs().max().item())
+        ):
+            raise ConfigError(
+                f"model.source: {type(self.lm).__name__} changes its logits after the output layer (a cap or a scale), "
+                "which is not supported; choose another model",
+                "model.source",
+            )
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a model folder with a padding token set; raises ConfigError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"model.source: no usable tokenizer in {path}: {_first_line(error)}", "model.source"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: Path, dtype: str) -> Any:
+    """Return the causal language model of a folder; safetensors only, no code from the folder; raises ConfigError."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        )
+    except Exception as error:  # broken files raise anything: safetensors' own errors, KeyError, ValueError, OSError
+        if out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"model.source: {path} does not load as a causal language model: {_first_line(error)}", "model.source"
+        ) from error
+
+
+def with_lora(lm: Any, config: ModelConfig, adapter: Path | None) -> Any:
+    """Put adapters into a model, fresh or from a checkpoint; raises ConfigError for unknown module names."""
+    import peft
+
+    if adapter is not None:
+        return peft.PeftModel.from_pretrained(lm, adapter, is_trainable=True)
+    lora = config.lora
+    settings = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+        target_modules=list(lora.target_modules) or "all-linear",
+    )  # fmt: skip
+    try:
+        return peft.get_peft_model(lm, settings)
+    except ValueError as error:
+        field = "model.lora.target_modules"
+        raise ConfigError(f"{field}: {_first_line(error)}", field) from error
+
+
+def stop_ids(lm: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the token ids that end a completion."""
+    declared = getattr(lm.generation_config, "eos_token_id", None)
+    ids = declared if isinstance(declared, list) else [declared]
+    return frozenset(index for index in [*ids, tokenizer.eos_token_id] if index is not None)
+
+
+def pack(lengths: Sequence[int], chosen: Sequence[int], budget: int) -> list[list[int]]:
+    """Group indices into rectangles of at most `budget` tokens with padding (one row always fits), longest first."""
+    groups: list[list[int]] = []
+    for index in sorted(chosen, key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+def _starts(sequences: Sequence[Trajectory]) -> list[int]:
+    """Return where each completion's tokens begin in the flat order, and the total last."""
+    starts = [0]
+    for row in sequences:
+        starts.append(starts[-1] + len(row.completion))
+    return starts
+
+
+def _any(starts: list[int], *gradients: Tensor | None) -> list[bool]:
+    """Return which completions have a gradient other than zero."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    touched = torch.stack([gradient != 0 for gradient in present]).any(0).cumsum(0)
+    counts = torch.cat([torch.zeros(1, dtype=touched.dtype), touched])[torch.tensor(starts)]
+    return (counts[1:] > counts[:-1]).tolist()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,137 @@
+"""The numbers of a step, by name; docs/events.md says what each means."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.collect import Completion
+from trainer.distributed import World
+from trainer.evaluation_metrics import distinct_right
+from trainer.objectives import Observation
+from trainer.update import Update
+
+RENAMED = {"objective/clip_share": "clip/share", "objective/old_kl": "kl/old"}
+
+
+def answers(
+    completions: Sequence[Completion], world: World
+) -> list[tuple[int, bool | None, str | None, dict[str, float]]]:
+    """Return (group, right, canonical answer, reward parts) of the main completions of all processes."""
+    mine = [
+        (
+            c.group,
+            c.right,
+            c.scored.canonical,
+            {name: value for name, value in c.scored.parts.items() if value is not None},
+        )
+        for c in completions
+        if not c.auxiliary
+    ]
+    return [entry for part in world.gather(mine) for entry in part]
+
+
+def step_metrics(
+    update: Update, graded: list[tuple[int, bool | None, str | None, dict[str, float]]]
+) -> dict[str, float]:
+    """Return every figure that follows from the batch; figures without a sample are left out."""
+    batch = update.batch
+    main = torch.ones_like(batch.valid) if batch.auxiliary is None else ~batch.auxiliary
+    valid, tokens = batch.valid & main, main[batch.sequence]
+    found = {
+        **_reward(batch.reward[valid], batch.group[valid]),
+        **_graded(graded),
+        "reward/invalid": float((main & ~batch.valid).sum()),
+        **_entropy(batch.old_entropy[tokens], batch.old_logprob[tokens]),
+        "length/mean": float(batch.length[main].double().mean()),
+        "length/max": float(batch.length[main].max()),
+        "length/truncated": float(batch.truncated[main].double().mean()),
+        "mismatch/mean_abs": float((batch.engine_logprob - batch.old_logprob)[tokens].abs().mean()),
+    }
+    if batch.ref_logprob is not None:
+        gap = (batch.ref_logprob - batch.old_logprob)[tokens]
+        found["kl/ref"] = float((gap.exp() - gap - 1).mean())  # k3 (Schulman 2020): unbiased and never negative
+    if batch.advantage is not None:
+        found |= _advantage(batch.advantage, batch.mask)
+    if batch.auxiliary is not None and bool(batch.auxiliary.any()):
+        found["reward/auxiliary_mean"] = float(batch.reward[batch.auxiliary & batch.valid].double().mean())
+    for name, values in update.metrics.items():
+        found[RENAMED.get(name, name)] = sum(values) / len(values)
+    if update.norms:
+        found["grad/norm"] = sum(update.norms) / len(update.norms)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def observation(step: int, total: int, metrics: dict[str, float]) -> Observation:
+    """Return what controllers see of a step."""
+    return Observation(
+        step=step,
+        total_steps=total,
+        entropy=metrics["entropy/mean"],
+        entropy_sampled=metrics["entropy/sampled"],
+        reward=metrics.get("reward/mean", 0.0),
+        kl=metrics.get("kl/ref", 0.0),
+    )
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory used so far, bytes: the device's on a GPU, the process's on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _reward(reward: Tensor, group: Tensor) -> dict[str, float]:
+    if not len(reward):
+        return {}
+    spread = [reward[group == number] for number in torch.unique(group)]
+    same = sum(bool((values == values[0]).all()) for values in spread)
+    return {
+        "reward/mean": float(reward.mean()),
+        "reward/std": float(reward.std(correction=0)),
+        "reward/zero_variance": same / len(spread),
+    }
+
+
+def _graded(graded: list[tuple[int, bool | None, str | None, dict[str, float]]]) -> dict[str, float]:
+    groups, parts = defaultdict(list), defaultdict(list)
+    for group, right, answer, values in graded:
+        groups[group].append((right, answer))
+        for name, value in values.items():
+            parts[name].append(value)
+    found = {f"reward/{name}": math.fsum(values) / len(values) for name, values in parts.items()}
+    distinct = distinct_right(list(groups.values()))
+    return found if distinct is None else {**found, "reward/distinct": distinct}
+
+
+def _entropy(entropy: Tensor, logprob: Tensor) -> dict[str, float]:
+    low, middle, high = torch.quantile(
+        entropy[:: max(1, len(entropy) // 1_000_000)], entropy.new_tensor([0.1, 0.5, 0.9])
+    ).tolist()
+    return {
+        "entropy/mean": float(entropy.mean()),
+        "entropy/p10": low,
+        "entropy/p50": middle,
+        "entropy/p90": high,
+        "entropy/sampled": -float(logprob.mean()),
+    }
+
+
+def _advantage(advantage: Tensor, mask: Tensor | None) -> dict[str, float]:
+    chosen = advantage if mask is None else advantage[mask > 0]
+    if not len(chosen):
+        return {}
+    return {
+        "advantage/mean": float(chosen.mean()),
+        "advantage/std": float(chosen.std(correction=0)),
+        "advantage/min": float(chosen.min()),
+        "advantage/max": float(chosen.max()),
+        "advantage/zero": float((chosen == 0).double().mean()),
+    }

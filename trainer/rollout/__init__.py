@@ -1,0 +1,30 @@
+"""Rollouts: engines that generate, strategies that say what to generate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.rollout.base import Caps, Chunk, Engine, Generation, GenRequest, Groups, SamplerSpec, Strategy, TapSpec
+
+if TYPE_CHECKING:
+    from trainer.policy import Policy
+
+__all__ = [
+    "Caps",
+    "Chunk",
+    "Engine",
+    "GenRequest",
+    "Generation",
+    "Groups",
+    "SamplerSpec",
+    "Strategy",
+    "TapSpec",
+    "engine",
+]
+
+
+def engine(name: str, policy: Policy) -> Engine:
+    """Return the engine called `name` (sampling.engine) over a policy."""
+    from trainer.rollout.hf import HfEngine
+
+    return {"hf": HfEngine}[name](policy)

@@ -1,0 +1,146 @@
+"""Append-only streams of a run folder: events.jsonl (kept for ever) and live.bin (frames of the step being sampled).
+
+Every line is flushed when written, so a killed process loses at most the line it was writing; the next attempt cuts
+such a torn line off and counts on from the last whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer import events
+from trainer.errors import ResourceError
+from trainer.events import EVENT, Frame, RunFolder
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" into a ResourceError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"the disk that holds {path} is full; free some space (old checkpoints are the largest files) and resume the run"
+        ) from error
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove what follows the last newline of a file that may have been left in the middle of a write."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def last_event(path: Path) -> dict[str, Any] | None:
+    """Return the last readable event of a file, or None; unreadable lines behind it are skipped."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            rest = file.read(end - start) + rest
+            lines = rest.split(b"\n")
+            for line in reversed(lines if start == 0 else lines[1:]):
+                found = _event(line)
+                if found:
+                    return found
+            end = start
+    return None
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("seq"), int) else None
+
+
+class Silent:
+    """A stream that drops everything: what the other processes of a run write to."""
+
+    seq = 0
+
+    def emit(self, kind: str, step: int, **fields: Any) -> None: ...
+
+    def frame(self, frame: Frame) -> None: ...
+
+    def progress(self, step: int, phase: str, done: int, total: int) -> None: ...
+
+    def begin_step(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Stream(Silent):
+    """Writes the events and live frames of one attempt."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        cut_torn_line(folder.events)
+        last = last_event(folder.events)
+        self.folder, self.attempt = folder, attempt
+        self.seq = last["seq"] if last else 0
+        self._events: BinaryIO = folder.events.open("ab")
+        self._live: BinaryIO = folder.live.open("wb")
+
+    def emit(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one event of type `kind`; `values` lose what is not finite."""
+        if "values" in fields:
+            fields["values"] = {name: float(value) for name, value in fields["values"].items() if math.isfinite(value)}
+        record = {
+            "seq": self.seq + 1,
+            "attempt": self.attempt,
+            "step": step,
+            "time": time.time(),
+            "type": kind,
+            **fields,
+        }
+        event = EVENT.validate_python(record)
+        with disk_errors(self.folder.path):
+            self._events.write(event.model_dump_json().encode() + b"\n")
+            self._events.flush()
+        self.seq += 1
+
+    def begin_step(self) -> None:
+        """Forget the frames of the step before."""
+        self._live.seek(0)
+        self._live.truncate()
+
+    def frame(self, frame: Frame) -> None:
+        """Append one live frame."""
+        with disk_errors(self.folder.path):
+            self._live.write(frame.encode())
+            self._live.flush()
+
+    def progress(self, step: int, phase: str, done: int, total: int) -> None:
+        """Say how far a phase has come."""
+        self.frame(events.progress(self.attempt, step, phase, done, total))
+
+    def close(self) -> None:
+        """Put the events on the disk for good."""
+        self._events.flush()
+        os.fsync(self._events.fileno())
+        self._events.close()
+        self._live.close()
