@@ -92,7 +92,9 @@ if _site.scheme not in ("http", "https") or not _site.hostname:
 ALLOWED_HOSTS = [_site.hostname, "localhost", "127.0.0.1", "[::1]", *env_list("ISENTROPE_ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = [SITE_URL]
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _site.scheme == "https"
-if env_bool("ISENTROPE_BEHIND_PROXY", False):
+# Only behind a proxy that sets X-Forwarded-Proto and X-Forwarded-Host itself.
+BEHIND_PROXY = env_bool("ISENTROPE_BEHIND_PROXY", False)
+if BEHIND_PROXY:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     USE_X_FORWARDED_HOST = True
 

