@@ -37,12 +37,16 @@ def sequence_advantage(batch: TokenBatch) -> Tensor:
 
 
 def equal_rewards(batch: TokenBatch) -> Tensor:
-    """Return which completions are in a group with one reward throughout, [S] bool; unusable ones do not count."""
+    """Return which completions are in a group with one reward throughout, [S] bool; unusable ones do not count.
+
+    A group of one is not among them: with mean 0 its reward is its advantage.
+    """
     valid, (dense, count) = valid_of(batch), groups_of(batch)
     low, high = (torch.where(valid, batch.reward, bound) for bound in (torch.inf, -torch.inf))
     lowest = low.new_full((count,), torch.inf).scatter_reduce(0, dense, low, "amin")
     highest = low.new_full((count,), -torch.inf).scatter_reduce(0, dense, high, "amax")
-    return (lowest >= highest)[dense]
+    size = torch.bincount(dense, minlength=count)
+    return ((lowest >= highest) & (size > 1))[dense]
 
 
 class GroupNorm(Normaliser):
@@ -71,7 +75,7 @@ class GroupNorm(Normaliser):
         mean = self._sum(reward, dense, count) / members.clamp(min=1)
         mean = torch.where(size == 1, torch.zeros_like(mean), mean)
         centred = (reward - mean[dense]) * valid
-        centred = torch.where(equal_rewards(batch) & (size[dense] > 1), 0.0, centred)
+        centred = torch.where(equal_rewards(batch), 0.0, centred)
         return (centred / self._divisor(reward, centred, valid, dense, size, members)).to(batch.reward.dtype)
 
     def _divisor(
