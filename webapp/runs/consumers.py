@@ -216,13 +216,8 @@ def _session_holds(key: str | None) -> bool:
 
 
 def _entries(reply: Any) -> list[tuple[str, bytes]]:
-    """Return (id, frames) of an XREAD reply of one stream; its shape differs between protocol versions."""
-    if not reply:
-        return []
-    entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    if entries and isinstance(entries[0], list) and isinstance(entries[0][0], tuple | list):
-        entries = entries[0]
-    return [(entry_id.decode(), fields.get(b"f", b"")) for entry_id, fields in entries]
+    """Return (id, frames) of an XREAD reply of one stream, which is [[key, [(id, fields), …]]] or empty."""
+    return [(entry_id.decode(), fields.get(b"f", b"")) for _, entries in reply for entry_id, fields in entries]
 
 
 def _bundles(entries: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
