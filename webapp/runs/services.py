@@ -163,6 +163,19 @@ def run_unarchive(*, run: Run, user: User) -> Run:
 
 
 @transaction.atomic
+def run_rename(*, run: Run, user: User, name: str) -> Run:
+    """Give the run another name; its id, folder and config stay."""
+    run = _lock(run, user)
+    name = " ".join(name.split())[:120]
+    if not name:
+        raise ValidationError("A run needs a name; write one.")
+    run.name = name
+    run.save(update_fields=["name"])
+    transaction.on_commit(partial(live.notify, run.pk))
+    return run
+
+
+@transaction.atomic
 def run_delete(*, run: Run, user: User) -> int:
     """Remove the run's folder, then its rows; return the bytes freed. Repeatable after a crash in between."""
     run = _lock(run, user)
