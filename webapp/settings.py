@@ -337,6 +337,9 @@ LOGGING = {
     "loggers": {
         "django": {"handlers": [], "propagate": True},
         "uvicorn.access": {"level": "WARNING"},
+        # The scheduler rings every 10 seconds: two lines each time would bury the rest.
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
         # A probe every few seconds would repeat the same trace; the endpoint's answer says it.
         "health_check": {"level": "CRITICAL"},
     },
