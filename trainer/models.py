@@ -16,8 +16,10 @@ from typing import Literal
 from trainer import smollm2
 from trainer.errors import ConfigError
 from trainer.model_files import ModelInfo, inspect_folder
+from trainer.roots import declared, home, locate
 
 FIELD = "model.source"
+ROOTS = "ISENTROPE_MODEL_ROOTS"
 BUILTIN = Path(__file__).parent / "builtin"
 HUB = re.compile(r"hub:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w./-]*)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,18 +37,6 @@ class ResolvedModel:
     path: Path
     kind: Kind
     info: ModelInfo
-
-
-def home() -> Path:
-    """Return the folder that holds what the product itself has written ($ISENTROPE_HOME, else the user's cache)."""
-    declared = os.environ.get("ISENTROPE_HOME")
-    return Path(declared) if declared else Path.home() / ".cache" / "isentrope"
-
-
-def declared_roots() -> tuple[Path, ...] | None:
-    """Return the model roots an admin has declared (ISENTROPE_MODEL_ROOTS), or None: then any folder may be named."""
-    declared = os.environ.get("ISENTROPE_MODEL_ROOTS", "")
-    return tuple(Path(entry) for entry in declared.split(os.pathsep) if entry) or None
 
 
 def resolve(source: str, roots: Sequence[Path] | None = None) -> ResolvedModel:
@@ -89,11 +79,11 @@ def catalogue(roots: Sequence[Path] | None = None) -> list[ModelInfo]:
     """Return the built-ins and every model folder under the roots, three levels deep; broken ones name why."""
     names = sorted(path.parent.name for path in BUILTIN.glob("*/config.json"))
     found = [inspect(f"builtin:{name}") for name in names] + [inspect(smollm2.SOURCE)]
-    for root in declared_roots() or () if roots is None else roots:
+    for root in declared(ROOTS) or () if roots is None else roots:
         for folder in _model_folders(Path(root), depth=3):
             if len(found) >= MAX_CATALOGUE:
                 return found
-            found.append(inspect(str(folder), roots if roots is not None else declared_roots()))
+            found.append(inspect(str(folder), roots if roots is not None else declared(ROOTS)))
     return found
 
 
@@ -115,7 +105,7 @@ def _place(source: str, roots: Sequence[Path] | None, *, download: bool) -> tupl
         return "builtin", _builtin(source)
     if source.startswith("hub:"):
         return "hub", _snapshot(source, download=download)
-    return "folder", _local(source, declared_roots() if roots is None else roots)
+    return "folder", _local(source, declared(ROOTS) if roots is None else roots)
 
 
 def _builtin(source: str) -> Path:
@@ -130,24 +120,12 @@ def _builtin(source: str) -> Path:
 
 def _local(source: str, roots: Sequence[Path] | None) -> Path:
     """Return the folder where it lies under a root after resolving every link, its files included."""
-    if "\0" in source:
-        raise ConfigError("a model folder's name cannot hold a zero byte", FIELD)
-    if roots is None:
-        folder = Path(source).expanduser().resolve()
-        if not folder.is_dir():
-            raise ConfigError(
-                f"{source} is no folder; name a model folder, builtin:NAME or hub:ORG/NAME@REVISION", FIELD
-            )
-        return folder
-    allowed = [Path(root).resolve() for root in roots]
-    for root in allowed:
-        folder = (root / source).resolve()  # an absolute source replaces the root and must lie under one itself
-        if any(folder.is_relative_to(other) for other in allowed) and folder.is_dir():
-            _refuse_escape(folder, allowed)
-            return folder
-    raise ConfigError(
-        f"{source} is no folder under a model root; an admin declares the roots in ISENTROPE_MODEL_ROOTS", FIELD
-    )
+    folder = locate(source, roots, field=FIELD, variable=ROOTS)
+    if not folder.is_dir():
+        raise ConfigError(f"{source} is no folder; name a model folder, builtin:NAME or hub:ORG/NAME@REVISION", FIELD)
+    if roots is not None:
+        _refuse_escape(folder, [Path(root).resolve() for root in roots])
+    return folder
 
 
 def _refuse_escape(folder: Path, allowed: Sequence[Path]) -> None:

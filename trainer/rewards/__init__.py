@@ -8,11 +8,19 @@ from pydantic import Field
 
 from trainer.rewards.base import Reward
 from trainer.rewards.exact import ExactReward
+from trainer.rewards.format import FormatReward
+from trainer.rewards.math_verify import MathVerifyReward
+from trainer.rewards.numeric import NumericReward
+from trainer.rewards.regex import RegexReward
 from trainer.rewards.task import TaskReward
 
 REWARDS: dict[str, type[Reward]] = {
     "task": TaskReward,
     "exact": ExactReward,
+    "numeric": NumericReward,
+    "math_verify": MathVerifyReward,
+    "regex": RegexReward,
+    "format": FormatReward,
 }
 
 RewardConfig = Annotated[reduce(or_, REWARDS.values()), Field(discriminator="type")]  # type: ignore[valid-type]

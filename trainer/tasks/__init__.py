@@ -8,11 +8,15 @@ from pydantic import Field
 
 from trainer.tasks.base import Row, Task
 from trainer.tasks.countdown import Countdown
+from trainer.tasks.dataset import Dataset
+from trainer.tasks.reasoning_gym import ReasoningGym
 from trainer.tasks.split_sum import SplitSum
 
 TASKS: dict[str, type[Task]] = {
     "countdown": Countdown,
     "split_sum": SplitSum,
+    "dataset": Dataset,
+    "reasoning_gym": ReasoningGym,
 }
 
 TaskConfig = Annotated[reduce(or_, TASKS.values()), Field(discriminator="type")]  # type: ignore[valid-type]

@@ -22,8 +22,16 @@ class Row:
 class Task(Part):
     """Problems to train on and held-out problems to evaluate on."""
 
-    chat: ClassVar[bool] = False  # prompts go through the tokenizer's chat template where it has one
     inline: ClassVar[bool] = False  # linear time on any text, evaluates nothing: may run in the trainer
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template where it has one."""
+        return False
+
+    def messages(self, row: Row) -> list[dict[str, str]]:
+        """Return the conversation that the chat template is applied to."""
+        return row.extra.get("messages") or [{"role": "user", "content": row.prompt}]
 
     def prepare(self) -> None:
         """Import what `score` needs; called once in the child before its first sample, outside any deadline."""
