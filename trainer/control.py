@@ -83,10 +83,12 @@ class Steering:
             if value != old:
                 stream.emit("knob", step, name=name, old=old, new=value, source="user", control_seq=control.seq)
 
-    def observe(self, seen: Observation) -> None:
-        """Let the controllers move knobs after a step."""
+    def observe(self, seen: Observation, stream: Silent) -> None:
+        """Let the controllers move knobs after a step, and pass on what they want a person to read."""
         self.controllers, changed = self.objective.control(self.controllers, seen, dict(self.knobs))
         self.knobs |= {name: value for name, value in changed.items() if name in self.knobs}
+        for text in self.objective.alerts(self.controllers):
+            stream.emit("alert", seen.step, code="controller", message=text)
 
     def step(self, number: int) -> Step:
         """Return what parts of the objective may read in a step."""

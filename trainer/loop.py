@@ -100,7 +100,7 @@ class Trainer:
             if step % self.config.recording.every_steps == 0 or step == 1:
                 self.recorder.record(step, completions, update, self.stream)
             if "entropy/mean" in metrics:
-                self.steering.observe(observation(step, total, metrics))
+                self.steering.observe(observation(step, total, metrics), self.stream)
 
             self.done = step
             self._report(step, metrics, times, time.monotonic() - began)

@@ -145,11 +145,11 @@ class Policy:
 
     def _statistics(self, rows: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> TokenStats:
         """Return TokenStats of the completion tokens of one rectangle; right padding is behind every real token."""
-        width = max(len(row) for row in rows)
+        width = max(len(row) for row in rows) - 1  # nothing is predicted from the last token
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         take, target = [], []
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row.prompt + row.completion)
+            ids[index, : len(row) - 1] = torch.tensor((row.prompt + row.completion)[:-1])
             first = index * width + len(row.prompt) - 1  # the hidden state before a token predicts it
             take.append(torch.arange(first, first + len(row.completion)))
             target.extend(row.completion)
