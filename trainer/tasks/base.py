@@ -33,6 +33,13 @@ class Task(Part):
         """Return the conversation that the chat template is applied to."""
         return row.extra.get("messages") or [{"role": "user", "content": row.prompt}]
 
+    def check(self) -> None:
+        """Raise ConfigError for what is plainly wrong, without reading all of the data or importing anything large."""
+
+    def reference(self, row: Row) -> str:
+        """Return a completion that is right, for trying the reward before a run."""
+        return row.answer
+
     def prepare(self) -> None:
         """Import what `score` needs; called once in the child before its first sample, outside any deadline."""
 

@@ -65,6 +65,9 @@ class Countdown(Task):
             for digits, total in chosen
         ]
 
+    def reference(self, row: Row) -> str:
+        return solutions()[row.extra["digits"], int(row.answer)][0]
+
     def score(self, row: Row, completion: str) -> float | None:
         answer = completion.strip()
         used = "".join(sorted(character for character in answer if character.isdigit()))

@@ -82,6 +82,14 @@ class Dataset(Task):
             return _hub_files(self.path)
         return [locate(self.path, declared(ROOTS), field="task.path", variable=ROOTS)]
 
+    def check(self) -> None:
+        if self.path.startswith("hub:"):
+            if not HUB.fullmatch(self.path):
+                raise ConfigError(f"task.path: {self.path} must read hub:ORG/NAME@REVISION:SPLIT", "task.path")
+            return
+        for file in self.files():
+            _check_columns(self, file)
+
     def rows(self, split: str, seed: int) -> Sequence[Row]:
         files = self.files()
         train, held_out = _split(self, tuple((file, file.stat().st_mtime_ns) for file in files))
@@ -131,9 +139,9 @@ def _rows(task: Dataset, files: Iterable[Path]) -> Iterable[Row]:
     """Yield the usable rows: filled prompt and answer, no exact repetition; the same problem again is numbered."""
     seen: dict[str, dict[str, None]] = {}
     left = task.max_rows or datasets.MAX_ROWS
-    wanted = [task.prompt_column, *([task.answer_column] if task.answer_column else [])]
+    wanted = [name for name in (task.prompt_column, task.answer_column) if name]
     for file in files:
-        _check_columns(task, file, wanted)
+        _check_columns(task, file)
         for cells in datasets.read(file, limit=left, columns=wanted):
             left -= 1
             row = _row(task, cells)
@@ -146,9 +154,10 @@ def _rows(task: Dataset, files: Iterable[Path]) -> Iterable[Row]:
             yield row if len(answers) == 1 else Row(f"{row.key}-{len(answers)}", row.prompt, row.answer, row.extra)
 
 
-def _check_columns(task: Dataset, file: Path, wanted: list[str]) -> None:
+def _check_columns(task: Dataset, file: Path) -> None:
     names = datasets.columns_of(file)
-    for field, name in zip(("task.prompt_column", "task.answer_column"), wanted, strict=False):
+    wanted = {"task.prompt_column": task.prompt_column, "task.answer_column": task.answer_column or names[0]}
+    for field, name in wanted.items():
         if name not in names:
             listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise ConfigError(f"{field}: there is no column {name!r}; the columns are {listed}", field)

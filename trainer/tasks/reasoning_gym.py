@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from trainer.errors import ConfigError
@@ -46,6 +47,9 @@ class ReasoningGym(Task):
     def chat(self) -> bool:
         return self.chat_template
 
+    def check(self) -> None:
+        _refuse(self.name)
+
     def prepare(self) -> None:
         _puzzles(self.name, self.size, self.puzzle_seed)
 
@@ -81,19 +85,21 @@ def _answer(completion: str) -> str:
     return (match[1] if match else completion).strip()
 
 
+def _refuse(name: str) -> None:
+    if name in EVALUATES:
+        message = f"task.name: {name} is refused because its check runs the model's text as code; choose another puzzle"
+        raise ConfigError(message, "task.name")
+    if find_spec("reasoning_gym") is None:
+        raise ConfigError("task.type: reasoning-gym is missing; pip install isentrope[tasks]", "task.type")
+
+
 @lru_cache(maxsize=4)
 def _puzzles(name: str, size: int, seed: int) -> Any:
     """Return the generator, which makes puzzle i from seed + i; raise ConfigError where it cannot be had."""
-    if name in EVALUATES:
-        raise ConfigError(
-            f"task.name: {name} is refused because its check runs the model's text as code; choose another puzzle",
-            "task.name",
-        )
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise ConfigError("task.type: reasoning-gym is missing; pip install isentrope[tasks]", "task.type") from error
+    _refuse(name)
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; see its gallery for the names"

@@ -29,6 +29,9 @@ class SplitSum(Task):
         random.Random(seed).shuffle(chosen)
         return [Row(key=str(total), prompt=f"{total:02d}=", answer=str(total)) for total in chosen]
 
+    def reference(self, row: Row) -> str:
+        return f"00+{int(row.answer):02d}"
+
     def score(self, row: Row, completion: str) -> float | None:
         match = ANSWER.fullmatch(completion.strip())
         return float(bool(match) and int(match[1]) + int(match[2]) == int(row.answer))
