@@ -1,6 +1,7 @@
 from django.urls import path
 
 from webapp.runs import views_compare, views_create, views_list
+from webapp.runs.urls_run import run_urls
 
 app_name = "runs"
 urlpatterns = [
@@ -9,9 +10,9 @@ urlpatterns = [
     path("demo/", views_create.demo, name="demo"),
     path("new/", views_create.create, name="create"),
     path("new/check/", views_create.check, name="create_check"),
-    path("new/preview/", views_create.preview, name="create_preview"),
     path("new/try/", views_create.try_out, name="create_try"),
     path("compare/", views_compare.compare, name="compare"),
     path("compare/rollouts/", views_compare.rollouts, name="compare_rollouts"),
     path("<str:run_id>/tags/", views_list.tags, name="tags"),
+    *run_urls,
 ]

@@ -1,0 +1,46 @@
+"""The charts picked by hand: which metrics stand together, and how each is drawn (docs/events.md names the metrics)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from webapp.runs.models import Run
+
+ENTROPY_KNOB, ENTROPY_CHART = "entropy_target", "entropy"
+
+
+def line(name: str, label: str, role: str = "line") -> dict[str, str]:
+    """Return one metric of a chart; roles: line, low, high (a band), target, stack."""
+    return {"name": name, "label": label, "role": role}
+
+
+def panels(run: Run) -> list[dict[str, Any]]:
+    """Return the overview charts of a run in order."""
+    k = run.config.get("evaluation", {}).get("samples_per_prompt", 16)
+    return [
+        _panel("reward", "Reward", "", line("reward/mean", "mean")),
+        _panel(
+            ENTROPY_CHART, "Entropy", "nats",
+            line("entropy/mean", "mean"), line("entropy/p10", "p10", "low"), line("entropy/p90", "p90", "high"),
+            line("entropy/target_low", "target", "target"), line("entropy/target_high", "target", "target"),
+            line("entropy/target", "target", "target"),
+        ),
+        _panel("distinct", "Distinct right answers", "per prompt", line("reward/distinct", "distinct")),
+        _panel(
+            "evaluation", "Evaluation", "share of held-out prompts",
+            line(f"evaluation/avg@{k}", f"avg@{k}"), line(f"evaluation/pass@{k}", f"pass@{k}"),
+            line(f"evaluation/maj@{k}", f"maj@{k}"), line("evaluation/greedy", "greedy"),
+        ),
+        _panel("length", "Response length", "tokens", line("length/mean", "mean"), line("length/max", "max")),
+        _panel("clip", "Clip share", "of tokens", line("clip/share", "clipped")),
+        _panel("gradient", "Gradient norm", "before clipping", line("grad/norm", "norm")),
+        _panel("kl", "KL", "nats", line("kl/old", "to the step’s start"), line("kl/ref", "to the reference")),
+        _panel("time", "Step time", "seconds", *(line(f"time/{part}", label, "stack") for part, label in TIMES), kind="stack"),
+    ]  # fmt: skip
+
+
+TIMES = (("generate", "generate"), ("reward", "reward"), ("score", "score"), ("update", "update"), ("record", "record"))
+
+
+def _panel(panel: str, title: str, unit: str, *series: dict[str, str], kind: str = "lines") -> dict[str, Any]:
+    return {"id": panel, "title": title, "unit": unit, "kind": kind, "series": list(series)}

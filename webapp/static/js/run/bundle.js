@@ -1,0 +1,31 @@
+// The rollout bundle of one step: a JSON header, then aligned columns read in place.
+
+import { float16 } from "./frames.js";
+
+const KINDS = { u32: Uint32Array, f32: Float32Array, u8: Uint8Array };
+
+function column(buffer, base, { dtype, offset, length }) {
+  if (dtype === "f16") return float16(buffer, base + offset, length);
+  return new KINDS[dtype](buffer, base + offset, length);
+}
+
+/** Return {step, rollouts, ...}; each rollout gets `columns` of its own tokens and `meanEntropy` in nats. */
+export function decodeBundle(buffer) {
+  const size = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
+  const base = Math.ceil((4 + size) / 8) * 8;
+  const all = Object.entries(header.columns).map(([name, spec]) => [name, column(buffer, base, spec)]);
+  for (const rollout of header.rollouts) {
+    const end = rollout.first + rollout.tokens;
+    rollout.columns = Object.fromEntries(all.map(([name, values]) => [name, values.subarray(rollout.first, end)]));
+    rollout.meanEntropy = mean(rollout.columns.entropy);
+  }
+  return header;
+}
+
+function mean(values) {
+  if (!values || !values.length) return NaN;
+  let sum = 0;
+  for (const value of values) sum += value;
+  return sum / values.length;
+}

@@ -1,0 +1,290 @@
+// One coloured text: plain text nodes in chunks, coloured by CSS highlights near the viewport only.
+//
+// No element per token, so selection, find-in-page and screen readers keep working and no model output becomes HTML.
+// Where CSS highlights are missing, chunks near the viewport are cut into spans of the same class names instead.
+
+import { layout, visible } from "./glyphs.js";
+import { LIMITS, binName, isClamped, names, sequentialBin, styleSheet } from "./scale.js";
+
+export const CHUNK = 256;
+export const MASKED = 1, CLIPPED = 2, DROPPED = 4, SPECIAL = 8;
+const FORK_SHARE = 0.2;
+const MARKS = ["fork", "masked", "pinned"];
+
+const registry = new Map();
+export const highlights = typeof CSS !== "undefined" && Boolean(CSS.highlights) && typeof Highlight === "function";
+
+/** Install the scale's style sheet and the shared highlights; marks lie over colours. Safe to call again. */
+export function install() {
+  if (registry.size) return;
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, styleSheet()];
+  for (const name of [...names(), ...MARKS]) {
+    if (!highlights) { registry.set(name, null); continue; }
+    const highlight = new Highlight();
+    highlight.priority = MARKS.includes(name) ? 1 + MARKS.indexOf(name) : 0;
+    registry.set(name, highlight);
+    CSS.highlights.set(name, highlight);
+  }
+}
+
+const near = new IntersectionObserver(
+  (entries) => entries.forEach(({ target, isIntersecting }) => target.heatmapChunk?.show(isIntersecting)),
+  { rootMargin: "800px 0px" },
+);
+
+/** The value that colours token `t` under `mode`. */
+export function valueOf(columns, mode, t) {
+  if (mode === "surprisal") return columns.logprob ? -columns.logprob[t] : 0;
+  return columns[mode]?.[t] ?? 0;
+}
+
+class Chunk {
+  constructor(owner, from, to) {
+    Object.assign(this, { owner, from, to, near: false, ranges: [] });
+    this.element = document.createElement("span");
+    this.element.className = "tokens-chunk";
+    this.element.heatmapChunk = this;
+    this.node = document.createTextNode("");
+    this.element.append(this.node);
+  }
+
+  get base() { return this.owner.starts[this.from]; }
+
+  /** Write the text of the chunk's tokens; needed again only when tokens were appended. */
+  write() {
+    this.node.data = this.owner.shown.slice(this.base, this.owner.starts[this.to]);
+  }
+
+  show(isNear) {
+    this.near = isNear;
+    if (isNear) this.paint(); else this.clear();
+  }
+
+  clear() {
+    for (const [name, range] of this.ranges) registry.get(name)?.delete(range);
+    this.ranges = [];
+    if (!highlights && this.element.firstChild !== this.node) this.element.replaceChildren(this.node);
+  }
+
+  paint() {
+    this.clear();
+    if (!this.near) return;
+    if (highlights) this.runs((name, a, b) => this.range(name, a, b)); else this.spans();
+  }
+
+  range(name, a, b) {
+    const range = new StaticRange({ startContainer: this.node, startOffset: a, endContainer: this.node, endOffset: b });
+    registry.get(name).add(range);
+    this.ranges.push([name, range]);
+  }
+
+  /** Call `emit(name, start, end)` for every stretch of neighbours with the same colour, fork mark or mask mark. */
+  runs(emit) {
+    const { owner, base } = this;
+    for (const nameOf of [(t) => owner.colourOf(t), (t) => (owner.forks?.[t] ? "fork" : ""), (t) => (owner.isMasked(t) ? "masked" : "")]) {
+      let name = "", start = 0;
+      for (let t = this.from; t <= this.to; t += 1) {
+        const next = t < this.to ? nameOf(t) : "";
+        if (next === name) continue;
+        const at = owner.starts[t] - base;
+        if (name && at > start) emit(name, start, at);
+        [name, start] = [next, at];
+      }
+    }
+  }
+
+  spans() {
+    const { owner, base } = this, text = this.node.data, parts = [];
+    for (let t = this.from; t < this.to; t += 1) {
+      const piece = text.slice(owner.starts[t] - base, owner.starts[t + 1] - base);
+      if (!piece) continue;
+      const span = document.createElement("span");
+      span.className = [owner.colourOf(t), owner.forks?.[t] ? "fork" : "", owner.isMasked(t) ? "masked" : ""].join(" ").trim();
+      span.textContent = piece;
+      parts.push(span);
+    }
+    this.element.replaceChildren(...parts);
+  }
+}
+
+/** A completion's text in `element`; `columns` are typed arrays, or growing arrays while it is generated. */
+export class TokenText {
+  constructor(element, mode) {
+    install();
+    Object.assign(this, { element, mode, chunks: [], shown: "", starts: [0], columns: {}, count: 0, forks: null });
+    element.classList.add("tokens");
+    element.tokenText = this;
+  }
+
+  /** Show a whole completion. */
+  load(text, columns, count) {
+    const { shown, starts } = layout(text, columns.byte_offsets ?? [], count);
+    Object.assign(this, { shown, starts, columns, count, forks: forkTokens(columns.entropy, count) });
+    this.grow(0);
+    this.element.replaceChildren(...this.chunks.map((chunk) => chunk.element));
+    if (!count) this.element.textContent = visible(text);
+  }
+
+  /** Append live tokens: `lengths` are UTF-8 bytes of each within `text`. */
+  append({ ids, lengths, entropy, logprob, text }) {
+    const offsets = new Uint32Array(ids.length);
+    for (let t = 1; t < ids.length; t += 1) offsets[t] = offsets[t - 1] + lengths[t - 1];
+    const { shown, starts } = layout(text, offsets, ids.length), before = this.shown.length, from = this.count;
+    this.shown += shown;
+    for (let t = 1; t <= ids.length; t += 1) this.starts.push(before + starts[t]);
+    for (const [name, values] of Object.entries({ token_ids: ids, entropy, logprob })) {
+      (this.columns[name] ??= []).push(...values);
+    }
+    this.count += ids.length;
+    this.grow(from);
+  }
+
+  grow(from) {
+    const last = this.chunks.at(-1);
+    if (last && last.to - last.from < CHUNK && last.to === from) {
+      last.to = Math.min(this.count, last.from + CHUNK);
+      last.write();
+      last.paint();
+      from = last.to;
+    }
+    for (; from < this.count; from += CHUNK) {
+      const chunk = new Chunk(this, from, Math.min(this.count, from + CHUNK));
+      chunk.write();
+      this.chunks.push(chunk);
+      this.element.append(chunk.element);
+      near.observe(chunk.element);
+    }
+  }
+
+  colourOf(t) {
+    const name = binName(this.mode, valueOf(this.columns, this.mode, t));
+    return name && this.isMasked(t) ? `faded-${name}` : name;
+  }
+
+  isMasked(t) { return Boolean(this.columns.flags?.[t] & (MASKED | DROPPED)); }
+
+  recolour(mode) {
+    this.mode = mode;
+    for (const chunk of this.chunks) chunk.paint();
+  }
+
+  destroy() {
+    for (const chunk of this.chunks) { near.unobserve(chunk.element); chunk.clear(); }
+    this.unpin();
+    this.chunks = [];
+  }
+
+  /** Return the token that covers position `at` of the shown text. */
+  tokenAt(at) {
+    let low = 0, high = this.count - 1;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (this.starts[middle] <= at) low = middle; else high = middle - 1;
+    }
+    return low;
+  }
+
+  /** How many tokens make up token t's text: those before it that cover nothing began its character. */
+  sharing(t) {
+    let first = t;
+    while (first > 0 && this.starts[first - 1] === this.starts[t]) first -= 1;
+    return t - first + 1;
+  }
+
+  textOf(t) { return this.shown.slice(this.starts[t], this.starts[t + 1]); }
+
+  chunkOf(t) { return this.chunks[Math.floor(t / CHUNK)]; }
+
+  /** Return a Range over token t, or null where it covers nothing. */
+  rangeOf(t) {
+    const chunk = this.chunkOf(t);
+    if (!chunk) return null;
+    const range = document.createRange();
+    const [a, b] = [this.starts[t] - chunk.base, this.starts[t + 1] - chunk.base];
+    const [startNode, startAt] = place(chunk.element, a), [endNode, endAt] = place(chunk.element, b, true);
+    range.setStart(startNode, startAt);
+    range.setEnd(endNode, endAt);
+    return range;
+  }
+
+  pin(t) {
+    this.unpin();
+    const range = this.rangeOf(t);
+    if (!range) return;
+    this.pinned = range;
+    registry.get("pinned")?.add(range);
+  }
+
+  unpin() {
+    if (this.pinned) registry.get("pinned")?.delete(this.pinned);
+    this.pinned = null;
+  }
+
+  /** Next fork token behind (direction 1) or before (-1) token t, or -1. */
+  nextFork(t, direction) {
+    for (let at = t + direction; at >= 0 && at < this.count; at += direction) if (this.forks?.[at]) return at;
+    return -1;
+  }
+}
+
+/** Text node and offset of character `at` within a chunk, whether it is one text node or many spans. */
+function place(element, at, end = false) {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  let node = walker.nextNode(), last = node;
+  while (node) {
+    if (at < node.length || (end && at <= node.length)) return [node, at];
+    at -= node.length;
+    last = node;
+    node = walker.nextNode();
+  }
+  return [last, last.length];
+}
+
+/** Mark the top fifth of a completion's tokens by entropy (arXiv 2506.01939); tokens without entropy never fork. */
+export function forkTokens(entropy, count) {
+  if (!entropy || !count) return null;
+  const sorted = Float32Array.from(entropy).sort();
+  const floor = sorted[Math.min(count - 1, Math.ceil(count * (1 - FORK_SHARE)))];
+  return Uint8Array.from(entropy, (value) => (value > 0 && value >= floor ? 1 : 0));
+}
+
+/** Find the token under a point of the page: {text, token} or null. */
+export function hit(x, y) {
+  const [node, offset] = caret(x, y);
+  const chunk = node?.parentElement?.closest(".tokens-chunk")?.heatmapChunk;
+  if (!chunk || node.nodeType !== Node.TEXT_NODE) return null;
+  let at = offset;
+  const range = document.createRange();
+  range.setStart(node, Math.max(0, at - 1));
+  range.setEnd(node, at);
+  // A caret lies between characters: over the right half of one it is behind it.
+  if (at > 0 && [...range.getClientRects()].some((box) => x >= box.left && x < box.right && y >= box.top && y < box.bottom)) at -= 1;
+  for (let span = node.parentElement === chunk.element ? null : node.parentElement.previousSibling; span; span = span.previousSibling) {
+    at += span.textContent.length;
+  }
+  if (at >= chunk.owner.starts[chunk.to] - chunk.base) return null;
+  return { text: chunk.owner, token: chunk.owner.tokenAt(chunk.base + at) };
+}
+
+function caret(x, y) {
+  if (document.caretPositionFromPoint) {
+    const position = document.caretPositionFromPoint(x, y);
+    return position ? [position.offsetNode, position.offset] : [null, 0];
+  }
+  const range = document.caretRangeFromPoint?.(x, y);
+  return range ? [range.startContainer, range.startOffset] : [null, 0];
+}
+
+/** Count tokens in each of the 16 sequential bins, and those beyond the limit. */
+export function histogram(texts, mode) {
+  const bins = new Array(16).fill(0);
+  let clamped = 0;
+  for (const { columns, count } of texts) {
+    for (let t = 0; t < count; t += 1) {
+      const value = Math.abs(valueOf(columns, mode, t));
+      bins[sequentialBin(value, LIMITS[mode])] += 1;
+      if (isClamped(mode, value)) clamped += 1;
+    }
+  }
+  return { bins, clamped };
+}

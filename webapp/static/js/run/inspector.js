@@ -1,0 +1,123 @@
+// What is known of one token: the hover tooltip, the pinned card and what a screen reader hears.
+
+import { el } from "./dom.js";
+import { EMPTY, number, signed } from "./format.js";
+import { visible } from "./glyphs.js";
+import { CLIPPED, DROPPED, MASKED, SPECIAL, hit } from "./heatmap.js";
+import { LIMITS, isClamped } from "./scale.js";
+
+const FLAGS = [[MASKED, "masked by the objective"], [CLIPPED, "ratio clipped"], [DROPPED, "dropped from the denominator"], [SPECIAL, "special token"]];
+
+/** Facts of token t as [label, value, key] rows. */
+export function facts(text, t, vocabulary) {
+  const { columns } = text, at = (name) => columns[name]?.[t];
+  const rows = [["Position", `${t + 1} of ${text.count}`], ["Token id", at("token_ids") ?? EMPTY]];
+  const entropy = at("entropy");
+  if (entropy !== undefined && !Number.isNaN(entropy)) {
+    const share = vocabulary > 1 ? ` · ${(100 * entropy / Math.log(vocabulary)).toFixed(1)} % of ln V` : "";
+    const clamped = isClamped("entropy", entropy) ? ` · beyond the scale (${LIMITS.entropy})` : "";
+    rows.push(["Entropy", `${number(entropy)} nats · ${number(entropy / Math.LN2)} bits${share}${clamped}`]);
+  }
+  const logprob = at("logprob");
+  if (logprob !== undefined && !Number.isNaN(logprob)) rows.push(["Log-prob", signed(logprob)], ["Probability", percent(Math.exp(logprob))]);
+  const engine = at("engine_logprob");
+  if (engine !== undefined && !Number.isNaN(engine)) rows.push(["Sampler’s log-prob", `${signed(engine)} (differs by ${number(Math.abs(engine - logprob))})`]);
+  if (at("weight") !== undefined) rows.push(["Objective weight", signed(at("weight"))]);
+  if (at("entropy_weight") !== undefined) rows.push(["Entropy weight", signed(at("entropy_weight"))]);
+  const flags = FLAGS.filter(([bit]) => at("flags") & bit).map(([, name]) => name);
+  if (text.forks?.[t]) flags.push("top 20 % by entropy");
+  if (flags.length) rows.push(["Flags", flags.join(", ")]);
+  const parts = text.sharing(t);
+  if (parts > 1) rows.push(["Shared", `this text is made of ${parts} tokens`]);
+  return rows;
+}
+
+const percent = (share) => (share >= 0.9995 ? "> 99.9 %" : share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
+
+/** The token's text with spaces shown; tokens without text say so. */
+export function tokenLabel(text, t) {
+  const shown = text.textOf(t).replaceAll("\n", "").replaceAll(" ", "␣");
+  return shown || "(no text of its own)";
+}
+
+function fill(element, text, t, vocabulary) {
+  element.replaceChildren(
+    el("div.token-name", {}, tokenLabel(text, t)),
+    el("dl", {}, ...facts(text, t, vocabulary).flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, String(value))])),
+  );
+}
+
+/** Sentence for the screen reader. */
+function announcement(text, t) {
+  const entropy = text.columns.entropy?.[t];
+  let rank = 1;
+  for (const value of text.columns.entropy ?? []) if (value > entropy) rank += 1;
+  return `Token ${tokenLabel(text, t)}, entropy ${number(entropy)} nats, rank ${rank} of ${text.count}`;
+}
+
+/** One shared tooltip and one pinned card for all texts below `root`. */
+export class Inspector {
+  constructor(root, vocabulary) {
+    Object.assign(this, { root, vocabulary, pinned: null });
+    this.tooltip = root.querySelector("[data-token-tooltip]");
+    this.card = root.querySelector("[data-token-card]");
+    this.live = root.querySelector("[data-token-announce]");
+    root.addEventListener("mousemove", (event) => this.moved(event));
+    root.addEventListener("mouseleave", () => this.hide());
+    root.addEventListener("scroll", () => this.hide(), { capture: true, passive: true });
+    root.addEventListener("click", (event) => this.clicked(event));
+    this.card?.querySelector("[data-unpin]")?.addEventListener("click", () => this.unpin());
+  }
+
+  moved({ target, clientX, clientY }) {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = null;
+      const found = target.closest?.(".tokens") ? hit(clientX, clientY) : null;
+      if (!found) return this.hide();
+      if (found.text !== this.text || found.token !== this.token) fill(this.tooltip, found.text, found.token, this.vocabulary);
+      Object.assign(this, found);
+      this.place(clientX, clientY);
+    });
+  }
+
+  place(x, y) {
+    const { tooltip } = this;
+    tooltip.hidden = false;
+    const { width, height } = tooltip.getBoundingClientRect();
+    const left = Math.max(8, Math.min(x + 14, innerWidth - width - 8)), below = y + 18 + height < innerHeight;
+    tooltip.style.transform = `translate(${Math.round(left)}px, ${Math.round(below ? y + 18 : y - height - 12)}px)`;
+  }
+
+  hide() {
+    this.text = null;
+    this.tooltip.hidden = true;
+  }
+
+  clicked({ target, clientX, clientY }) {
+    if (!target.closest?.(".tokens") || !getSelection().isCollapsed) return;
+    const found = hit(clientX, clientY);
+    if (found) this.pin(found.text, found.token);
+  }
+
+  pin(text, token) {
+    this.pinned?.text.unpin();
+    this.pinned = { text, token };
+    text.pin(token);
+    if (this.card) {
+      fill(this.card.querySelector("[data-token-facts]"), text, token, this.vocabulary);
+      this.card.hidden = false;
+    }
+    this.live.textContent = announcement(text, token);
+    this.root.dispatchEvent(new CustomEvent("token:pinned", { detail: this.pinned }));
+  }
+
+  unpin() {
+    this.pinned?.text.unpin();
+    this.pinned = null;
+    if (this.card) this.card.hidden = true;
+    this.root.dispatchEvent(new CustomEvent("token:pinned", { detail: null }));
+  }
+}
+
+export { visible };

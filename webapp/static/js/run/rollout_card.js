@@ -1,0 +1,53 @@
+// One completion: what it earned, how it ended, and its coloured text.
+
+import { el } from "./dom.js";
+import { EMPTY, number, signed } from "./format.js";
+import { visible } from "./glyphs.js";
+import { TokenText } from "./heatmap.js";
+
+const ENDS = { stop: "ended", eos: "ended", length: "cut off", live: "writing" };
+
+/** Return {element, text, rollout}; `text` is the TokenText. */
+export function rolloutCard(rollout, mode) {
+  const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy } = rollout;
+  const title = parts && Object.entries(parts).map(([name, value]) => `${name}: ${number(value)}`).join("\n");
+  const tone = reward === null || reward === undefined ? "none" : reward > 0 ? "good" : "bad";
+  const side = advantage > 0 ? "up" : advantage < 0 ? "down" : "zero";
+  const body = el("div.rollout-text", { tabIndex: -1, role: "textbox", ariaReadOnly: "true", ariaMultiLine: "true", ariaLabel: `Completion ${rollout.sample + 1}` });
+  const cut = finish === "length";
+  const element = el("article.rollout", { id: `rollout-${rollout.index}` },
+    el("div.rollout-head", {},
+      el("span.rollout-number", {}, `${rollout.sample + 1}`),
+      el(`span.rollout-reward.is-${tone}`, { title: title || "reward" }, reward === null || reward === undefined ? "no reward" : number(reward)),
+      el(`span.rollout-advantage.is-${side}`, { title: "advantage" }, `A ${signed(advantage)}`),
+      el("span", { title: "response length" }, `${tokens} tok`),
+      el("span", { title: "mean entropy" }, Number.isNaN(meanEntropy) ? EMPTY : `H ${meanEntropy.toFixed(3)}`),
+      finish ? el(`span${cut ? ".rollout-cut" : ".text-secondary"}`, { title: `finish reason: ${visible(finish)}` }, ENDS[finish] ?? visible(finish)) : null),
+    body);
+  const text = new TokenText(body, mode);
+  text.load(rollout.completion, rollout.columns, tokens);
+  text.rollout = rollout;
+  return { element, text, rollout };
+}
+
+/** What a group of completions of one prompt says: pass rate, and whether it teaches anything. */
+export function groupFacts(rollouts) {
+  const rewards = rollouts.map(({ reward }) => reward).filter((reward) => reward !== null && reward !== undefined);
+  const right = rewards.filter((reward) => reward > 0).length;
+  const flat = rewards.length > 1 && rewards.every((reward) => reward === rewards[0]);
+  const entropies = rollouts.map(({ meanEntropy }) => meanEntropy).filter((value) => !Number.isNaN(value));
+  return {
+    right, graded: rewards.length,
+    badge: !flat ? "" : rewards[0] > 0 ? "all right" : "all wrong",
+    entropy: entropies.length ? entropies.reduce((sum, value) => sum + value, 0) / entropies.length : NaN,
+  };
+}
+
+export function groupHead(prompt, facts) {
+  return el("header.group-head", {},
+    el("div.group-prompt", { title: "prompt" }, visible(prompt)),
+    el("div.group-facts", {},
+      el("span", {}, `${facts.right} of ${facts.graded} right`),
+      el("span", {}, `H ${Number.isNaN(facts.entropy) ? EMPTY : facts.entropy.toFixed(3)}`),
+      facts.badge ? el("span.badge.zero-variance", { title: "Every completion earned the same: this group moves nothing." }, `no variance, ${facts.badge}`) : null));
+}

@@ -1,0 +1,333 @@
+// The reader: recorded steps, their prompts and completions, coloured token by token.
+
+import { decodeBundle } from "./bundle.js";
+import { el } from "./dom.js";
+import { number } from "./format.js";
+import { visible } from "./glyphs.js";
+import { legend } from "./legend.js";
+import { Inspector } from "./inspector.js";
+import { groupFacts, groupHead, rolloutCard } from "./rollout_card.js";
+import { MODES } from "./scale.js";
+import * as url from "./url_state.js";
+
+const BATCH = 24, FOLLOW = 1000, CACHED = 6;
+const SORTS = { sample: null, reward: (r) => r.reward ?? -Infinity, entropy: (r) => r.meanEntropy, length: (r) => r.tokens };
+const FILTERS = { all: () => true, right: (r) => r.reward > 0, wrong: (r) => !(r.reward > 0), cut: (r) => r.finish_reason === "length" };
+
+export class Reader {
+  constructor(root, { indexUrl, rolloutUrl, vocabulary }) {
+    Object.assign(this, { root, indexUrl, rolloutUrl, steps: [], step: null, bundle: null, cards: [], at: -1, cache: new Map(), fresh: 0 });
+    this.part = (name) => root.querySelector(`[data-reader-${name}]`);
+    this.inspector = new Inspector(root, vocabulary);
+    this.mode = MODES.includes(url.get("colour")) ? url.get("colour") : "entropy";
+    this.sort = url.get("sort") in SORTS ? url.get("sort") : "sample";
+    this.filter = url.get("show") in FILTERS ? url.get("show") : "all";
+    this.group = url.get("group") === "" ? null : url.get("group");
+    this.follow = url.get("step") === "";
+    this.sentinel = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.more(), { rootMargin: "600px 0px" });
+    this.sentinel.observe(this.part("more"));
+    this.bind();
+    document.addEventListener("run:events", ({ detail }) => this.take(detail));
+  }
+
+  bind() {
+    const { part } = this;
+    for (const name of ["colour", "sort", "show"]) part(name).value = { colour: this.mode, sort: this.sort, show: this.filter }[name];
+    part("colour").addEventListener("change", ({ target }) => this.setMode(target.value));
+    part("sort").addEventListener("change", ({ target }) => { this.sort = target.value; url.set({ sort: target.value === "sample" ? null : target.value }); this.render(); });
+    part("show").addEventListener("change", ({ target }) => { this.filter = target.value; url.set({ show: target.value === "all" ? null : target.value }); this.render(); });
+    part("slider").addEventListener("input", ({ target }) => this.choose(Number(target.value)));
+    part("frozen").addEventListener("click", () => this.setFollow(true));
+    this.root.addEventListener("click", ({ target }) => this.act(target.closest("[data-reader-act]")?.dataset.readerAct));
+    this.root.addEventListener("token:pinned", ({ detail }) => this.pinned(detail));
+    document.addEventListener("run:open-step", ({ detail }) => this.open(detail));
+    document.addEventListener("run:tab", () => this.follow && this.bundle && this.step !== this.steps.at(-1)?.step && this.followSoon());
+  }
+
+  /** Buttons of the toolbar; keys click them too. */
+  act(name) {
+    const actions = {
+      "step-back": () => this.walk(-1), "step-forward": () => this.walk(1), follow: () => this.setFollow(!this.follow),
+      next: () => this.focus(this.at + 1), previous: () => this.focus(Math.max(0, this.at - 1)),
+      "next-group": () => this.walkGroup(1), "previous-group": () => this.walkGroup(-1),
+      fork: () => this.fork(1), "fork-back": () => this.fork(-1),
+      colour: () => this.cycleMode(1), "colour-back": () => this.cycleMode(-1), link: () => copyLink(), unpin: () => this.inspector.unpin(),
+    };
+    if (name && this.steps.length && !this.hidden) actions[name]();
+  }
+
+  get hidden() { return this.root.offsetParent === null; }
+
+  /** Read the list of recorded steps and show one: that of the address, else the newest. */
+  async start() {
+    const answer = await fetch(this.indexUrl);
+    if (!answer.ok) return this.say(`The list of recorded steps could not be read (${answer.status}); reload the page.`);
+    this.steps = (await answer.json()).steps;
+    this.part("slider").max = Math.max(0, this.steps.length - 1);
+    this.sayFollow();
+    if (!this.steps.length) return this.say("No rollouts are recorded yet. They appear here when the first step is done.");
+    const wanted = url.get("step");
+    await (wanted === "" ? this.show(this.steps.at(-1)) : this.open(Number(wanted)));
+    this.restore();
+  }
+
+  /** Show the recorded step nearest to `step`. */
+  open(step) {
+    if (!this.steps.length) return undefined;
+    const nearest = this.steps.reduce((best, one) => (Math.abs(one.step - step) < Math.abs(best.step - step) ? one : best));
+    this.freeze(nearest.step);
+    return this.show(nearest);
+  }
+
+  take(events) {
+    const recorded = events.filter((event) => event.type === "rollouts");
+    if (!recorded.length) return;
+    for (const { step, attempt, completions, tokens, bytes, seq } of recorded) {
+      this.steps = [...this.steps.filter((one) => one.step !== step), { step, attempt, completions, tokens, bytes, version: seq }].sort((a, b) => a.step - b.step);
+    }
+    this.part("slider").max = this.steps.length - 1;
+    this.fresh += recorded.length;
+    if (this.follow) this.followSoon(); else this.sayFrozen();
+    this.saySteps();
+  }
+
+  /** Follow at a pace that can be read, and only where somebody looks. */
+  followSoon() {
+    if (this.following || this.hidden || document.hidden) return;
+    this.following = setTimeout(() => {
+      this.following = null;
+      if (this.follow) this.show(this.steps.at(-1));
+    }, FOLLOW);
+  }
+
+  setFollow(follow) {
+    this.follow = follow;
+    this.sayFollow();
+    if (!follow) return this.freeze(this.step);
+    this.fresh = 0;
+    this.sayFrozen();
+    url.set({ step: null, rollout: null, token: null });
+    if (this.steps.length) this.show(this.steps.at(-1));
+    return undefined;
+  }
+
+  freeze(step) {
+    if (this.follow) this.fresh = 0;
+    this.follow = false;
+    this.sayFollow();
+    url.set({ step });
+    this.sayFrozen();
+  }
+
+  choose(index) {
+    const one = this.steps[index];
+    if (!one) return;
+    this.freeze(one.step);
+    this.step = one.step;
+    this.saySteps();
+    clearTimeout(this.choosing);
+    this.choosing = setTimeout(() => this.show(one), 120);
+  }
+
+  walk(by) { this.choose(Math.max(0, Math.min(this.steps.length - 1, this.indexOf(this.step) + by))); }
+
+  indexOf(step) { return this.steps.findIndex((one) => one.step === step); }
+
+  sayFollow() { this.part("follow").setAttribute("aria-pressed", String(this.follow)); }
+
+  sayFrozen() {
+    const pill = this.part("frozen");
+    pill.hidden = this.follow || !this.fresh;
+    pill.textContent = `Frozen: ${this.fresh} new`;
+  }
+
+  saySteps() {
+    const at = this.indexOf(this.step), one = this.steps[at];
+    this.part("slider").value = at;
+    this.part("step").textContent = one ? `Step ${one.step}` : "";
+    this.part("count").textContent = one ? `${at + 1} of ${this.steps.length} recorded` : "";
+    const old = one?.superseded ? ` · attempt ${one.attempt}, replaced later` : "";
+    this.part("summary").textContent = this.bundle ? `${this.bundle.rollouts.length} completions · ${this.bundle.tokens.toLocaleString()} tokens${old}` : "";
+  }
+
+  say(text) {
+    this.clear();
+    this.part("list").replaceChildren(el("p.text-secondary.p-3", {}, text));
+    this.part("groups").replaceChildren();
+  }
+
+  async show(one) {
+    this.step = one.step;
+    const turn = (this.turn = Symbol(one.step));
+    this.root.classList.add("is-loading");
+    try {
+      const bundle = await this.load(one);
+      if (turn !== this.turn) return; // another step was chosen meanwhile
+      this.bundle = bundle;
+      this.render();
+    } catch (error) {
+      if (turn === this.turn) this.say(error.message);
+    } finally {
+      if (turn === this.turn) this.root.classList.remove("is-loading");
+    }
+  }
+
+  async load({ step, version }) {
+    const key = `${step}:${version}`;
+    if (!this.cache.has(key)) {
+      const answer = await fetch(`${this.rolloutUrl.replace("/0/", `/${step}/`)}?v=${version}`);
+      if (!answer.ok) throw new Error((await answer.text()).slice(0, 300));
+      const bundle = decodeBundle(await answer.arrayBuffer());
+      bundle.tokens = bundle.rollouts.reduce((sum, { tokens }) => sum + tokens, 0);
+      this.cache.set(key, bundle);
+      if (this.cache.size > CACHED) this.cache.delete(this.cache.keys().next().value);
+    }
+    return this.cache.get(key);
+  }
+
+  groups() {
+    const groups = new Map();
+    for (const rollout of this.bundle.rollouts) {
+      if (!groups.has(rollout.group)) groups.set(rollout.group, []);
+      groups.get(rollout.group).push(rollout);
+    }
+    return groups;
+  }
+
+  clear() {
+    this.inspector.unpin();
+    this.cards.forEach(({ text }) => text.destroy());
+    this.cards = [];
+    this.queue = [];
+    this.at = -1;
+  }
+
+  /** Show the chosen group, or all: grouped as sampled, else as one sorted list. */
+  render() {
+    if (!this.bundle) return;
+    this.clear();
+    const groups = this.groups();
+    if (this.group !== null && this.group !== "all" && !groups.has(Number(this.group))) this.group = null;
+    this.group ??= String(groups.keys().next().value ?? "all");
+    this.renderGroups(groups);
+    const chosen = this.group === "all" ? [...groups.values()] : [groups.get(Number(this.group)) ?? []];
+    const key = SORTS[this.sort], keep = FILTERS[this.filter];
+    const order = (rollouts) => (key ? rollouts.filter(keep).sort((a, b) => key(b) - key(a)) : rollouts.filter(keep));
+    const flat = this.group === "all" && key;
+    this.queue = flat ? order(chosen.flat()) : chosen.flatMap((rollouts) => [{ head: rollouts }, ...order(rollouts)]);
+    this.part("list").replaceChildren();
+    this.more();
+    legend(this.part("legend"), this.mode, this.bundle.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens })));
+    this.saySteps();
+  }
+
+  more() {
+    if (!this.queue?.length) return;
+    const fragment = document.createDocumentFragment();
+    for (const item of this.queue.splice(0, BATCH)) {
+      if (item.head) { fragment.append(groupHead(item.head[0]?.prompt ?? "", groupFacts(item.head))); continue; }
+      const card = rolloutCard(item, this.mode);
+      this.cards.push(card);
+      fragment.append(card.element);
+    }
+    this.part("list").append(fragment);
+    if (this.queue.length && this.part("more").getBoundingClientRect().top < innerHeight + 600) requestAnimationFrame(() => this.more());
+  }
+
+  renderGroups(groups) {
+    const entry = (id, label, note, facts) => {
+      const button = el("button.group-entry", { type: "button", ariaCurrent: id === this.group ? "true" : "false" },
+        el("span.group-label", {}, label), el("span.group-note", {}, note));
+      if (facts) {
+        const bar = el("i.group-bar"), fill = el("i");
+        fill.style.width = `${facts.graded ? 100 * facts.right / facts.graded : 0}%`;
+        bar.append(fill);
+        button.append(bar);
+        button.classList.toggle("is-flat", Boolean(facts.badge));
+      }
+      button.addEventListener("click", () => this.setGroup(id));
+      return button;
+    };
+    const entries = [...groups].map(([group, rollouts]) => {
+      const facts = groupFacts(rollouts);
+      return entry(String(group), visible(rollouts[0].prompt).slice(0, 160), `${facts.right}/${facts.graded} · H ${number(facts.entropy, 2)}`, facts);
+    });
+    const top = this.part("groups").scrollTop;
+    this.part("groups").replaceChildren(entry("all", "All prompts", `${this.bundle.rollouts.length} completions`), ...entries);
+    this.part("groups").scrollTop = top;
+  }
+
+  setGroup(id) {
+    this.group = id;
+    url.set({ group: id, rollout: null, token: null });
+    this.render();
+  }
+
+  walkGroup(by) {
+    const ids = ["all", ...[...this.groups().keys()].map(String)];
+    const next = ids[ids.indexOf(this.group) + by];
+    if (next !== undefined) this.setGroup(next);
+    this.part("groups").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+  }
+
+  setMode(mode) {
+    this.mode = this.part("colour").value = mode;
+    url.set({ colour: mode === "entropy" ? null : mode });
+    this.cards.forEach(({ text }) => text.recolour(mode));
+    legend(this.part("legend"), mode, this.bundle?.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens })));
+    document.dispatchEvent(new CustomEvent("run:colour", { detail: mode }));
+  }
+
+  cycleMode(by = 1) { this.setMode(MODES[(MODES.indexOf(this.mode) + by + MODES.length) % MODES.length]); }
+
+  focus(at) {
+    if (at >= this.cards.length) this.more();
+    const card = this.cards[at];
+    if (!card) return;
+    this.cards[this.at]?.element.classList.remove("is-current");
+    this.at = at;
+    card.element.classList.add("is-current");
+    card.element.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Pin the next fork token of the current completion and bring it into view. */
+  fork(direction) {
+    if (this.at < 0) this.focus(0);
+    const text = this.cards[this.at]?.text;
+    if (!text) return;
+    const pinned = this.inspector.pinned, from = pinned?.text === text ? pinned.token : direction > 0 ? -1 : text.count;
+    const token = text.nextFork(from, direction);
+    if (token >= 0) this.reveal(text, token);
+  }
+
+  reveal(text, token) {
+    this.inspector.pin(text, token);
+    const box = text.rangeOf(token)?.getBoundingClientRect();
+    if (box && (box.top < 80 || box.bottom > innerHeight - 80)) scrollBy({ top: box.top - innerHeight / 2 });
+  }
+
+  pinned(pin) {
+    if (!pin) return url.set({ rollout: null, token: null });
+    const at = this.cards.findIndex(({ text }) => text === pin.text);
+    if (at < 0) return undefined;
+    if (at !== this.at) this.focus(at);
+    if (this.follow) this.freeze(this.step);
+    return url.set({ group: this.group, rollout: pin.text.rollout.index, token: pin.token });
+  }
+
+  /** Go to the token of the address. */
+  restore() {
+    const rollout = url.get("rollout"), token = Number(url.get("token", "0"));
+    if (rollout === "") return;
+    while (this.queue.length && !this.cards.some((card) => String(card.rollout.index) === rollout)) this.more();
+    const at = this.cards.findIndex((card) => String(card.rollout.index) === rollout);
+    if (at < 0) return;
+    this.focus(at);
+    if (token < this.cards[at].text.count) this.reveal(this.cards[at].text, token);
+  }
+}
+
+async function copyLink() {
+  await navigator.clipboard.writeText(location.href);
+  window.toast("Link copied.");
+}
