@@ -91,7 +91,7 @@ class ObjectiveConfig(Settings):
         for stage in EXCLUSIVE:
             found = [part.type for part in self.parts if part.stage == stage]
             if len(found) > 1:
-                raise ValueError(f"objective.parts: {' and '.join(found)} are both a {stage}; keep one")
+                raise ValueError(f"objective.parts: {' and '.join(found)} are both of the stage {stage}; keep one")
             if not found and stage in REQUIRED:
                 raise ValueError(f"objective.parts: a {stage} is missing; add one of {', '.join(_of_stage(stage))}")
         for part in self.parts:
