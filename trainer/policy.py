@@ -128,7 +128,7 @@ class Policy:
         starts = _starts(sequences)
         while True:
             try:
-                self._train_dropout(True)
+                self._learning(True)
                 for rows, where in self._microbatches(sequences, starts, wanted=_any(starts, logprob, entropy)):
                     stats = self._statistics(rows, temperature)
                     outputs, gradients = [stats.logprob], [logprob[where].to(stats.logprob)]
@@ -141,7 +141,7 @@ class Policy:
                 self._shrink(error, sequences)
                 clear()
             finally:
-                self._train_dropout(False)
+                self._learning(False)
 
     def _statistics(self, rows: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> TokenStats:
         """Return TokenStats of the completion tokens of one rectangle; right padding is behind every real token."""
@@ -189,24 +189,24 @@ class Policy:
             torch.cuda.empty_cache()
 
     def _calm(self) -> None:
-        """Switch dropout off (it would make the two passes differ) and gradient checkpointing on where asked for."""
+        """Switch dropout off (it would make the two passes differ) and prepare gradient checkpointing where asked for."""
         self.lm.eval()
-        if not self.config.gradient_checkpointing:
-            return
-        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self.adapted is not None:
-            self.lm.enable_input_require_grads()
-        for module in self.lm.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.training = True  # the flag that turns recomputation on; its children stay in eval mode
+        if self.config.gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.adapted is not None:
+                self.lm.enable_input_require_grads()
 
-    def _train_dropout(self, on: bool) -> None:
-        """Dropout inside LoRA adapters is wanted by its setting, and only in the pass that has gradients."""
-        if self.adapted is None or not self.config.lora.dropout:
-            return
+    def _learning(self, on: bool) -> None:
+        """Switch on what only the pass with gradients wants: recomputation, and dropout inside LoRA adapters.
+
+        The flag `training` is set on single modules, not on their children: the model's own dropout stays off, and
+        sampling keeps its key-value cache.
+        """
         for name, module in self.lm.named_modules():
-            if "lora_dropout" in name:
-                module.train(on)
+            if getattr(module, "gradient_checkpointing", False) or (
+                self.adapted is not None and "lora_dropout" in name
+            ):
+                module.training = on
 
     @torch.no_grad()
     def _check_head(self) -> None:
