@@ -63,14 +63,25 @@ def same_number(written: str) -> str:
     return format(value.normalize(), "f") if value else "0"
 
 
-def final_answer(text: str) -> str | None:
-    r"""Return the answer a text ends with: its last \boxed{}, else what follows its last ####, else its last number,
-    else the trimmed text; None where there is nothing."""
+def marked_answer(text: str) -> str | None:
+    r"""Return the answer a text marks: what stands in its last \boxed{}, else what follows its last ####, or None."""
     box = last_box(text)
     if box is not None:
-        return same_number(box) or None
-    marked = text.rpartition("####")
-    if marked[1]:
-        return same_number(marked[2].strip().partition("\n")[0]) or None
+        return box.strip()
+    _, mark, after = text.rpartition("####")
+    return after.strip().partition("\n")[0].strip() if mark else None
+
+
+def reference_answer(text: str) -> str | None:
+    r"""Return what a reference asks for: its marked answer, else all of it (the 2 of \frac{1}{2} is not the answer)."""
+    marked = marked_answer(text)
+    return same_number(text.strip() if marked is None else marked) or None
+
+
+def final_answer(text: str) -> str | None:
+    """Return the answer a completion ends with: its marked answer, else its last number, else all of it, trimmed."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return same_number(marked) or None
     number = last_number(text)
     return same_number(number) if number else text.strip() or None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from trainer.answers import boxes, last_box, last_number
+from trainer.answers import boxes, last_box, last_number, marked_answer
 from trainer.errors import ConfigError
 from trainer.part import setting
 from trainer.rewards.base import Reward
@@ -62,8 +62,7 @@ class MathVerifyReward(Reward):
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> Sequence[Any]:
     """Return the parsed reference, parsed once; empty where it is none."""
-    text = answer.rpartition("####")[2].strip() if "####" in answer else answer.strip()
-    text = last_box(text) or _last_formula(text) or text
+    text = marked_answer(answer) or _last_formula(answer) or answer.strip()
     return [] if refusal(text) else _parse(text)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from trainer import datasets
-from trainer.answers import final_answer
+from trainer.answers import final_answer, reference_answer
 from trainer.errors import ConfigError
 from trainer.part import setting
 from trainer.roots import declared, locate
@@ -27,8 +27,8 @@ HUB_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 class Dataset(Task):
     """Data set: prompts and reference answers from a file of your own.
 
-    An answer counts as right where it equals the reference: what stands in the last \\boxed{}, else the last number,
-    else the text itself. Combine with other rewards for other ideas of right.
+    An answer counts as right where it equals the reference: what stands in the last \\boxed{}, else behind the last
+    ####, else the last number, else the text itself. Combine with other rewards for other ideas of right.
     """
 
     title: ClassVar[str] = "Data set"
@@ -98,7 +98,7 @@ class Dataset(Task):
         return chosen
 
     def score(self, row: Row, completion: str) -> float | None:
-        wanted = final_answer(row.answer)
+        wanted = reference_answer(row.answer)
         return None if wanted is None else float(final_answer(completion) == wanted)
 
     def canonical(self, row: Row, completion: str) -> str | None:
