@@ -12,6 +12,7 @@ from trainer.objectives.base import Controller, Observation, Statistic
 from trainer.objectives.schedule import Points, cosine, drawn, linear, progress
 from trainer.part import setting
 
+SMALLEST = 0.05  # nats; a target below it counts as this in the relative error
 GUARD_MARGIN = 1.2  # entropy this far above its target, rising, with falling reward, is an explosion
 
 
@@ -19,9 +20,10 @@ class EntropyTarget(Controller):
     """Target entropy.
 
     A PI law with conditional anti-windup: coefficient = kp * error + integral of ki * error, between floor and cap, and
-    no faster than the slew limit. The integral rests while a limit holds the coefficient back, so it cannot wind up; a
-    negative coefficient pulls entropy down to the target. Steering the target overrides the schedule from then on. If
-    entropy runs away upwards while reward falls, the coefficient is cut to 0 at once.
+    no faster than the slew limit. The error is relative to the target, so one setting suits 0.2 nats as well as 2. The
+    integral rests while a limit holds the coefficient back, so it cannot wind up; a negative coefficient pulls entropy
+    down to the target. Steering the target overrides the schedule from then on. If entropy runs away upwards while
+    reward falls, the coefficient is cut to 0 at once.
     """
 
     title: ClassVar[str] = "Target entropy (PI)"
@@ -57,10 +59,8 @@ class EntropyTarget(Controller):
     points: Points = setting(
         help="Drawn course: (share of the run, target).", default_factory=list, show_if={"schedule": "drawn"}
     )
-    kp: float = setting(0.3, help="Coefficient per nat of error.", unit="per nat", ge=0, le=10, advanced=True)
-    ki: float = setting(
-        0.01, help="Coefficient gained per nat of error and step.", unit="per nat and step", ge=0, le=10, advanced=True
-    )
+    kp: float = setting(0.3, help="Coefficient per relative error.", ge=0, le=10, advanced=True)
+    ki: float = setting(0.02, help="Coefficient gained in a step per relative error.", ge=0, le=10, advanced=True)
     cap: float = setting(0.3, help="Largest coefficient.", ge=0, le=1)
     floor: float = setting(-0.1, help="Smallest coefficient; 0 never pulls entropy down.", ge=-1, le=0, advanced=True)
     slew: float = setting(0.05, help="Largest change of the coefficient in a step.", gt=0, le=2, advanced=True)
@@ -144,12 +144,12 @@ class EntropyTarget(Controller):
             state["alert"] = "Entropy ran away upwards while reward fell: the entropy coefficient was cut to 0."
             return state, {"entropy_coefficient": 0.0, "entropy_target": target}
         state["integral"], coefficient = self.law(
-            state["integral"], knobs["entropy_coefficient"], target - seen.entropy
+            state["integral"], knobs["entropy_coefficient"], (target - seen.entropy) / max(target, SMALLEST)
         )
         return state, {"entropy_coefficient": coefficient, "entropy_target": target}
 
     def law(self, integral: float, coefficient: float, error: float) -> tuple[float, float]:
-        """Return the next integral and coefficient from the present ones and the error in nats."""
+        """Return the next integral and coefficient from the present ones and the relative error."""
         grown = integral + self.ki * error
         wanted = self.kp * error + grown
         allowed = min(max(wanted, self.floor), self.cap)

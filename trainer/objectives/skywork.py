@@ -61,3 +61,6 @@ class Skywork(Controller):
     def band(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float]:
         value = knobs.get("entropy_target", self.floor)
         return value, value
+
+    def course(self, x: float) -> tuple[float, float]:
+        return self.floor, self.floor
