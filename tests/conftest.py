@@ -48,8 +48,9 @@ def _empty_valkey(request):
 
 
 @pytest.fixture(autouse=True)
-def _folders(settings, tmp_path):
-    """Each test writes below its own folder."""
+def _own_world(settings, tmp_path):
+    """Each test writes below its own folder, and passwords are not hashed a million times."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.RUNS_ROOT = tmp_path / "runs"
     settings.DATASETS_ROOT = tmp_path / "datasets"
     settings.MODELS_ROOT = tmp_path / "models"
