@@ -16,6 +16,7 @@ from webapp.runs.models import ALIVE, Run, State
 class Format(models.TextChoices):
     JSONL = "jsonl", "JSON Lines"
     CSV = "csv", "CSV"
+    TSV = "tsv", "TSV"
     PARQUET = "parquet", "Parquet"
 
 
@@ -27,10 +28,8 @@ class Dataset(models.Model):
     path = models.CharField(max_length=200, unique=True, help_text="Relative to DATASETS_ROOT.")
     format = models.CharField(max_length=8, choices=Format.choices)
     rows = models.PositiveIntegerField()
-    columns = models.JSONField(help_text="[{name, kind, filled}, …] in the order of the file.")
-    stats = models.JSONField(
-        default=dict, help_text="Lengths and their histograms by column, the first rows, what was guessed."
-    )
+    columns = models.JSONField(help_text="ColumnSummary of each column, in the order of the file.")
+    stats = models.JSONField(default=dict, help_text="First rows, histograms of lengths, fitting checks, warnings.")
     prompt_column = models.CharField(max_length=200, blank=True, default="")
     answer_column = models.CharField(max_length=200, blank=True, default="")
     bytes = models.BigIntegerField()
@@ -56,6 +55,11 @@ class Dataset(models.Model):
     def mapped(self) -> bool:
         """Whether runs can be launched with it: prompt and answer columns are chosen."""
         return bool(self.prompt_column and self.answer_column)
+
+    def longest(self, column: str) -> int:
+        """Return the characters of the longest cell of a column, 0 where it has none."""
+        found = next((item for item in self.columns if item["name"] == column), None)
+        return found["lengths"]["max"] if found and found["lengths"] else 0
 
     def runs(self):
         """Return the runs that read this file."""

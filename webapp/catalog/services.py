@@ -48,7 +48,7 @@ def dataset_store(*, user: User, name: str, chunks: Iterable[bytes]) -> Dataset:
                 path=path.name,
                 bytes=size,
                 sha256=digest,
-                stats={key: table[key] for key in ("preview", "lengths", "rewards")},
+                stats={key: table[key] for key in ("preview", "histograms", "checks", "warnings")},
                 **{key: table[key] for key in ("format", "rows", "columns", "prompt_column", "answer_column")},
             )
     except IntegrityError as error:  # two uploads of one name at the same moment

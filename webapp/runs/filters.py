@@ -92,7 +92,7 @@ class RunFilter:
         return "?" + urlencode(written)
 
     def sorted_by(self, column: str) -> str:
-        """Return the query string that sorts by `column`: numbers downwards first, names upwards, then the other way."""
+        """Return the query string that sorts by `column`: numbers downwards first, names upwards."""
         first, second = (column, f"-{column}") if column in ("name", "state") else (f"-{column}", column)
         return self.url(sort=second if self.sort == first else first, page=1)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -13,6 +14,9 @@ from trainer.config import RunConfig, errors_of
 from trainer.objectives import PARTS, PRESETS, ObjectiveConfig
 from trainer.objectives.config import EXCLUSIVE
 from webapp.runs.configform import Bound, Data, Node, Rows, bind, flatten, parse, place, read, rows, shape_of
+
+if TYPE_CHECKING:
+    from webapp.runs.checks import Checked
 
 SHAPE = shape_of(RunConfig)
 OBJECTIVE, PARTS_PATH = "objective", "objective.parts"
@@ -26,6 +30,8 @@ class RunForm:
     data: Data
     config: RunConfig | None = None
     errors: dict[str, str] = field(default_factory=dict)
+    op: str = ""
+    checked: Checked | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> RunForm:
@@ -41,17 +47,23 @@ class RunForm:
             return cls(flatten(SHAPE, values), errors=place(SHAPE, errors_of(error)))
 
     @classmethod
-    def posted(cls, pairs: Iterable[tuple[str, str]]) -> RunForm:
-        """Return the form as the browser sent it, judged."""
-        return cls(read(pairs)).judged()
+    def posted(cls, pairs: Iterable[tuple[str, str]], *, op: str = "") -> RunForm:
+        """Return the form as the browser sent it, after one of the page's own operations, judged."""
+        form = cls(read(pairs))
+        return form.swapped(op) if op else form.judged()
 
     def judged(self) -> RunForm:
         """Return this form with `config` or `errors` by what the data now says."""
         data = tidy(self.data)
         try:
-            return RunForm(data, RunConfig.model_validate(parse(SHAPE, data)))
+            return RunForm(data, RunConfig.model_validate(parse(SHAPE, data)), op=self.op)
         except ValidationError as error:
-            return RunForm(data, errors=place(SHAPE, errors_of(error)))
+            return RunForm(data, errors=place(SHAPE, errors_of(error)), op=self.op)
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is known that would stop the run."""
+        return self.config is not None and not self.errors
 
     def refuse(self, problems: dict[str, str]) -> None:
         """Add what a check found, by dotted config path."""
@@ -61,18 +73,21 @@ class RunForm:
         """Return the form after one of the page's own operations, judged.
 
         `add:PATH` and `add:PATH:TYPE` append a row, `remove:PATH.N` takes one away, `preset:NAME` starts the objective
-        anew, `swap:PATH` only draws the choice at PATH again.
+        anew, `swap:PATH:OLD` drops what was left at the old type's defaults.
         """
         verb, _, rest = op.partition(":")
-        data = dict(self.data)
+        data = tidy(self.data)
         if verb == "add":
             path, _, tag = rest.partition(":")
             _add_row(data, path, tag)
         elif verb == "remove":
             data = {name: value for name, value in data.items() if not name.startswith(rest + ".")}
+        elif verb == "swap":
+            path, _, old = rest.partition(":")
+            data = _drop_defaults(data, path, old)
         elif verb == "preset":
             data = _start_preset(data, rest)
-        return RunForm(data).judged()
+        return RunForm(data, op=op).judged()
 
     @cached_property
     def bound(self) -> Bound:
@@ -95,6 +110,11 @@ class RunForm:
             for path, message in self.errors.items()
             if path not in shown and f"{path}" + ".type" not in shown
         ]
+
+    @property
+    def errors_json(self) -> str:
+        """Return {form path: sentence} for the script that writes them beside their fields."""
+        return json.dumps(self.errors)
 
     @property
     def added_parts(self) -> set[str]:
@@ -146,6 +166,13 @@ def _add_row(data: Data, path: str, tag: str) -> None:
         return
     options = getattr(node.spec.item, "options", {})
     data[f"{path}.{index}.type"] = tag if tag in options else next(iter(options), "")
+
+
+def _drop_defaults(data: Data, path: str, tag: str) -> Data:
+    """Return the data without what stands at the defaults of the type that was left; the new type has its own."""
+    found = bind(SHAPE, data | {f"{path}.type": tag}, {}, {}).find(path)
+    left = {child.path for child in found.children if not child.changed} if found else set()
+    return {name: value for name, value in data.items() if name not in left}
 
 
 def _start_preset(data: Data, name: str) -> Data:

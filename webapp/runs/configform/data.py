@@ -45,7 +45,7 @@ def flatten(node: Node, value: Any, path: str = "") -> Data:
 
 
 def parse(node: Node, data: Mapping[str, str], path: str = "") -> Any:
-    """Return the nested values of form data for pydantic to judge; what is left empty is left out and takes its default."""
+    """Return the nested values of form data for pydantic to judge; empty means the default."""
     match node:
         case Leaf():
             return _leaf(node, data[path])

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from webapp.runs.configform.words import words
+
 Kind = Literal["integer", "number", "switch", "select", "text", "area", "words", "numbers", "points"]
 AREA_FROM = 1000  # characters a text may have before it gets several lines
 
@@ -74,7 +76,7 @@ class Rows(Node):
 
 @cache
 def shape_of(model: type[BaseModel], name: str = "", label: str = "") -> Group:
-    """Return the shape of `model`; a field of no known form raises TypeError, so a new kind of setting cannot be lost."""
+    """Return the shape of `model`; a field of no known kind raises TypeError, so that none is lost."""
     children = tuple(_node(key, info) for key, info in model.model_fields.items() if key != "type")
     tag = _tag(model)
     return Group(
@@ -92,12 +94,6 @@ def explanation(model: type[BaseModel]) -> str:
     text = " ".join((rest or head).split())
     title, _, after = text.partition(": ")
     return after[:1].upper() + after[1:] if not rest and after and len(title) < 40 else text
-
-
-def words(name: str) -> str:
-    """Return `prompts_per_step` as `Prompts per step`."""
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
 
 
 def _tag(model: type[BaseModel]) -> str:
