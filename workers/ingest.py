@@ -7,7 +7,6 @@ import logging
 import math
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -62,13 +61,15 @@ class Ingest:
         try:
             self._write(lines)
         except DataError as error:
-            if len(lines) == 1:
-                log.warning("Run %s: skipped an event the database refuses: %s", self.run_id, error)
-                self._write([Line(lines[0].end, None)])
+            if len(lines) > 1:
+                middle = len(lines) // 2
+                self._store(lines[:middle])
+                self._store(lines[middle:])
                 return
-            middle = len(lines) // 2
-            self._store(lines[:middle])
-            self._store(lines[middle:])
+            log.warning("Run %s: skipped an event the database refuses: %s", self.run_id, error)
+            self._write([Line(lines[0].end, None)])
+        self.offset = lines[-1].end
+        live.notify(self.run_id)
 
     @transaction.atomic
     def _write(self, lines: list[Line]) -> None:
@@ -88,11 +89,6 @@ class Ingest:
             run.summary = {**run.summary, MALFORMED: run.summary.get(MALFORMED, 0) + malformed}
         run.last_seq, run.events_offset = last, lines[-1].end
         run.save(update_fields=[*FIELDS, "last_seq", "events_offset"])
-        transaction.on_commit(partial(self._stored, lines[-1].end))
-
-    def _stored(self, end: int) -> None:
-        self.offset = end
-        live.notify(self.run_id)
 
 
 def read_lines(folder: RunFolder, offset: int) -> list[Line]:
