@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -13,15 +13,13 @@ from trainer.objectives.parts import PARTS
 from trainer.objectives.presets import PRESETS
 from trainer.part import Settings, setting
 
-EXCLUSIVE = (
-    "normaliser",
-    "surrogate",
-    "aggregation",
-    "sampling",
-)  # at most one part; a given one replaces the preset's
+EXCLUSIVE = ("normaliser", "surrogate", "aggregation", "sampling")  # one part; a given one replaces the preset's
 REQUIRED = ("normaliser", "surrogate", "aggregation")
 
-PartConfig = Annotated[reduce(or_, PARTS.values()), Field(discriminator="type")]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    PartConfig = ObjectivePart
+else:
+    PartConfig = Annotated[reduce(or_, PARTS.values()), Field(discriminator="type")]
 
 
 def merge(preset: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +46,7 @@ class ObjectiveConfig(Settings):
     """
 
     preset: str = setting("grpo", help="Named list of parts to start from.")
-    parts: list[SerializeAsAny[PartConfig]] = setting(  # type: ignore[valid-type]
+    parts: list[SerializeAsAny[PartConfig]] = setting(
         help="Changes to the preset's parts; resolved to all parts in pipeline order.",
         default_factory=list,
         max_length=32,
@@ -118,7 +116,7 @@ class ObjectiveConfig(Settings):
 def knob_fields(part: ObjectivePart) -> dict[str, str]:
     """Return {knob: field} of the settings of a part that start a knob."""
     extras = {name: info.json_schema_extra for name, info in type(part).model_fields.items()}
-    return {extra["knob"]: name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("knob")}
+    return {str(extra["knob"]): name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("knob")}
 
 
 def _of_stage(stage: str) -> list[str]:

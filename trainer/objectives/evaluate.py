@@ -89,7 +89,10 @@ def _renamed(batch: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _step(batch: dict[str, Any]) -> Step:
-    return Step(**{name: int(number(batch[name], name)) for name in SCALARS if name in batch})
+    step = Step()
+    for name in SCALARS:
+        setattr(step, name, int(number(batch.get(name, 0), name)))
+    return step
 
 
 def _history(machine: Objective, batch: dict[str, Any], step: Step) -> tuple[dict[str, float], list[dict[str, float]]]:
@@ -117,7 +120,7 @@ def _history(machine: Objective, batch: dict[str, Any], step: Step) -> tuple[dic
 
 def _numbers(machine: Objective, batch: dict[str, Any], step: Step) -> dict[str, Any]:
     """Return what `prepare` and `apply` make of the recorded tokens, in the caller's shape."""
-    example = next(
+    example: list[Any] = next(
         (batch[name] for name in (*TOKEN, *MOMENTS, "response_mask", "token_level_rewards") if name in batch), []
     )
     layout = Layout.of(example, batch.get("response_mask"), batch.get("sequence"))

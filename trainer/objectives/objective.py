@@ -191,7 +191,8 @@ class Objective:
         self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Return the next state and the knobs that changed; `knobs` are the values in force, steered ones included."""
-        state, knobs, changed = dict(state), {**self._initial, **knobs}, {}
+        changed: dict[str, float] = {}
+        state, knobs = dict(state), {**self._initial, **knobs}
         for part in self._all(Controller):
             state[part.type], moved = part.update(state.get(part.type, part.initial_state()), seen, knobs)
             changed |= {name: value for name, value in moved.items() if value != knobs.get(name)}
