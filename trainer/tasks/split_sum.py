@@ -1,4 +1,4 @@
-"""Split the sum: `37=` is answered rightly by every `aa+bb` that adds up to 37, so collapse shows as one answer again and again."""
+"""Split the sum: every `aa+bb` that adds up to 37 answers `37=`, so collapse shows as one answer again and again."""
 
 from __future__ import annotations
 
