@@ -105,7 +105,7 @@ class EntropyTarget(Controller):
         return "x initial" if self.measure == "initial" else "nats"
 
     def band(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
-        if self._needs_baseline() and step < self.baseline_steps:
+        if self._needs_baseline() and step <= self.baseline_steps:  # whether steps count from 0 or 1
             return None
         value = knobs.get("entropy_target", self.target)
         return value, value
