@@ -1,4 +1,4 @@
-"""A plausible run without a trainer: rows, events, rollout files, checkpoints and a log, for tests of pages and benches.
+"""A plausible run without a trainer, for tests of pages and benches: rows, events, rollouts, checkpoints, log.
 
 Numbers are made up but hang together: reward rises, entropy falls towards its target, the second attempt rewinds.
 """
@@ -164,7 +164,7 @@ class Fabricator:
             "entropy/p90": entropy * 2.1, "entropy/target_low": 0.5, "entropy/target_high": 0.5, "entropy/sampled": entropy + noise,
             "length/mean": 9 + 2 * share + noise * 4, "length/max": 16.0, "length/truncated": 0.02, "clip/share": 0.02 + abs(noise) / 4,
             "grad/norm": 0.6 + abs(noise) * 8, "kl/old": abs(noise) / 20, "advantage/std": 0.9, "objective/loss": noise,
-            "time/generate": 0.5 + abs(noise), "time/reward": 0.05, "time/score": 0.2, "time/update": 0.35, "time/record": 0.02, "time/step": 1.15,
+            "time/sample": 0.5 + abs(noise), "time/reward": 0.05, "time/score": 0.2, "time/update": 0.35, "time/step": 1.15,
         }  # fmt: skip
 
     def step(self, step: int, attempt: int, rows: list[dict[str, Any]] | None = None) -> None:

@@ -101,7 +101,7 @@ def _segments(
 
 
 def _rows(run: Run, kind: str, names: Sequence[str], first: int | None, last: int | None) -> Iterable[tuple[Any, ...]]:
-    """Return (attempt, step, time, value of each name as text or None), oldest first; PostgreSQL takes the JSON apart."""
+    """Return (attempt, step, time, value of each name as text or None), oldest first; PostgreSQL reads the JSON."""
     events = run.events.filter(type=kind)
     if first is not None:
         events = events.filter(step__gte=first)
@@ -163,7 +163,9 @@ def rollout_index(run: Run) -> list[dict[str, Any]]:
 
 
 def rollout_bundle(path: Path, step: int) -> bytes:
-    """Return a rollout file as the bundle of docs/architecture.md; raises FileNotFoundError, ValueError for a broken file.
+    """Return a rollout file as the bundle of docs/architecture.md.
+
+    Raises FileNotFoundError, and ValueError for a broken file.
 
     Past MAX_BUNDLE_TOKENS whole completions are left out and the header's `left_out` counts them.
     """

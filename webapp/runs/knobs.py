@@ -26,6 +26,14 @@ class KnobView:
         return self.name.replace("_", " ").capitalize()
 
     @property
+    def now(self) -> str:
+        return f"{self.value:g}"
+
+    @property
+    def wanted(self) -> str:
+        return "" if self.pending is None else f"{self.pending:g}"
+
+    @property
     def bounds(self) -> str:
         if self.low is None and self.high is None:
             return ""

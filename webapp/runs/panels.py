@@ -22,8 +22,7 @@ def panels(run: Run) -> list[dict[str, Any]]:
         _panel(
             ENTROPY_CHART, "Entropy", "nats",
             line("entropy/mean", "mean"), line("entropy/p10", "p10", "low"), line("entropy/p90", "p90", "high"),
-            line("entropy/target_low", "target", "target"), line("entropy/target_high", "target", "target"),
-            line("entropy/target", "target", "target"),
+            line("entropy/target_low", "target", "target"), line("entropy/target_high", "target high", "target"),
         ),
         _panel("distinct", "Distinct right answers", "per prompt", line("reward/distinct", "distinct")),
         _panel(
@@ -35,11 +34,11 @@ def panels(run: Run) -> list[dict[str, Any]]:
         _panel("clip", "Clip share", "of tokens", line("clip/share", "clipped")),
         _panel("gradient", "Gradient norm", "before clipping", line("grad/norm", "norm")),
         _panel("kl", "KL", "nats", line("kl/old", "to the step’s start"), line("kl/ref", "to the reference")),
-        _panel("time", "Step time", "seconds", *(line(f"time/{part}", label, "stack") for part, label in TIMES), kind="stack"),
+        _panel("time", "Step time", "seconds", *(line(f"time/{part}", part, "stack") for part in TIMES), kind="stack"),
     ]  # fmt: skip
 
 
-TIMES = (("generate", "generate"), ("reward", "reward"), ("score", "score"), ("update", "update"), ("record", "record"))
+TIMES = ("sample", "reward", "score", "update", "evaluate", "save")
 
 
 def _panel(panel: str, title: str, unit: str, *series: dict[str, str], kind: str = "lines") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What people ask of a run: each view calls one service and answers with the page's head, or a redirect without htmx."""
+"""What people ask of a run: a view calls one service and answers with the page's head; a redirect without htmx."""
 
 from __future__ import annotations
 
@@ -106,6 +106,7 @@ def steer(request: Request, run_id: str) -> HttpResponse:
         "run": run,
         "failed": name,
         "error": error,
+        "unknown": name not in run.knobs,
         "typed": request.POST.get("value", ""),
         **FRAGMENTS["steering"](request, run),
     }

@@ -89,19 +89,15 @@ def detail(request: Request, run_id: str) -> HttpResponse:
 
 def page_data(run: Run) -> dict[str, Any]:
     """Return what the page's scripts start from."""
-    newest = {
-        kind: run.events.filter(type=kind).order_by("-seq").first() for kind in ("started", "metrics", "evaluation")
-    }
-    names = list(newest["metrics"].data["values"]) if newest["metrics"] else []
-    names += [data.EVALUATION + name for name in newest["evaluation"].data["values"]] if newest["evaluation"] else []
+    started = run.events.filter(type="started").order_by("-seq").first()
     url = {name: reverse(f"runs:{name}", args=[run.pk]) for name in ("series", "events", "rollouts", "log")}
     return {
         "run": run_message(run),
         "urls": {**url, "rollout": reverse("runs:rollout", args=[run.pk, 0]), "socket": f"/ws/runs/{run.pk}/"},
         "panels": panels(run),
         "markers": [event_message(event) for event in story.marked(run)],
-        "names": names,
-        "vocabulary": newest["started"].data.get("vocabulary", 0) if newest["started"] else 0,
+        "names": list(run.summary),
+        "vocabulary": started.data.get("vocabulary", 0) if started else 0,
         "target": {"knob": ENTROPY_KNOB, "chart": ENTROPY_CHART, "pending": _pending_target(run)},
     }
 

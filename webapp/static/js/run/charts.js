@@ -2,12 +2,13 @@
 
 import { number } from "./format.js";
 import { smooth } from "./smoothing.js";
+import { css } from "./theme_colours.js";
 
 const uPlot = window.uPlot;
 const HEIGHT = 168;
+const SAID = new Set(["line", "stack", "target"]);
 const CURSOR = uPlot.sync("run");
 
-export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const colour = (index) => css(`--chart-${1 + (index % 8)}`);
 const alpha = (value, share) => `color-mix(in srgb, ${value} ${share}%, transparent)`;
 
@@ -43,19 +44,20 @@ export class Chart {
     if (this.visible) this.draw();
   }
 
-  /** Every line to draw: one for each metric and segment, smoothed twins behind their raw selves. */
+  /** Every line to draw: a metric's current branch over all attempts, the superseded ones, smoothed twins in front. */
   lines() {
     const { weight } = this.options, out = [];
     this.spec.series.forEach((one, index) => {
-      for (const segment of this.series.segments(one.name)) {
-        if (segment.superseded && one.role !== "line") continue;
-        out.push({ ...segment, ...one, index });
-        const smoothed = weight && one.role === "line" && segment.values.length > 2;
-        if (smoothed) out.push({ ...segment, ...one, index, values: smooth(segment.values, weight), smoothed: true });
+      const segments = this.series.segments(one.name), current = joined(segments.filter((segment) => !segment.superseded));
+      const old = one.role === "line" ? segments.filter((segment) => segment.superseded).map((segment) => fromFork(segment, segments)) : [];
+      for (const segment of [...old, current]) {
+        if (!segment.steps.length) continue;
+        const smoothed = weight > 0 && one.role === "line" && segment.values.length > 2;
+        out.push({ ...segment, ...one, index, faint: smoothed });
+        if (smoothed) out.push({ ...segment, ...one, index, values: smooth(segment.values, weight), smoothed });
       }
     });
-    const drawn = out.map((line) => ({ ...line, faint: !line.smoothed && weight > 0 && line.role === "line" && line.values.length > 2 }));
-    return this.spec.kind === "stack" ? stack(drawn) : drawn;
+    return this.spec.kind === "stack" ? stack(out) : out;
   }
 
   draw() {
@@ -89,8 +91,8 @@ export class Chart {
     this.shape = shape;
     const bands = [];
     lines.forEach((line, at) => {
-      const low = lines.findIndex((other) => other.role === "low" && other.attempt === line.attempt && other.superseded === line.superseded);
-      if (line.role === "high" && low >= 0) bands.push({ series: [at + 1, low + 1], fill: () => alpha(colour(line.index), 16) });
+      const low = lines.findIndex((other) => other.role === "low");
+      if (line.role === "high" && low >= 0) bands.push({ series: [at + 1, low + 1], fill: () => alpha(colour(0), 15) });
       if (line.role === "stack" && line.below !== undefined) bands.push({ series: [at + 1, line.below + 1], fill: () => alpha(colour(line.index), 45) });
     });
     const grid = { stroke: () => css("--chart-grid"), width: 1 }, ticks = { ...grid, size: 4 };
@@ -151,7 +153,7 @@ export class Chart {
   }
 
   showReadout(index) {
-    const items = this.values(index ?? null).filter(({ role }) => role === "line" || role === "stack" || role === "target");
+    const items = this.values(index ?? null).filter(({ role, value }, at, all) => SAID.has(role) && !(role === "target" && all[at - 1]?.role === role && all[at - 1].value === value));
     this.readout.replaceChildren(...items.map(({ label, value, colour: swatch, role }) => {
       const item = document.createElement("span");
       const dot = document.createElement("i");
@@ -169,15 +171,29 @@ export class Chart {
   restyle() { this.plot?.redraw(false, true); if (this.drawn && this.plot) this.showReadout(null); }
 }
 
+/** The points that count, of all attempts, as one line. */
+function joined(segments) {
+  const all = (key) => segments.flatMap((segment) => segment[key]);
+  return { superseded: false, steps: all("steps"), values: all("values"), times: all("times") };
+}
+
+/** A superseded branch begins at the last point it shares with the branch that counts. */
+function fromFork(segment, segments) {
+  const stem = segments.find((one) => one.attempt === segment.attempt && !one.superseded);
+  if (!stem) return segment;
+  const longer = (key) => [stem[key].at(-1), ...segment[key]];
+  return { ...segment, steps: longer("steps"), values: longer("values"), times: longer("times") };
+}
+
 const lineColour = (line) => (line.role === "target" ? css("--chart-target") : colour(line.index));
 
 function seriesOptions(line) {
-  const share = line.superseded ? 30 : line.faint ? 28 : line.role === "low" || line.role === "high" ? 0 : 100;
+  const share = line.superseded ? 45 : line.faint ? 28 : line.role === "low" || line.role === "high" ? 0 : 100;
   return {
     label: line.label,
     stroke: () => (share ? alpha(lineColour(line), share) : "transparent"),
     width: line.superseded || line.faint ? 1 : 1.75,
-    dash: line.role === "target" ? [6, 4] : line.superseded ? [2, 3] : undefined,
+    dash: line.role === "target" ? [6, 4] : line.superseded ? [3, 2] : undefined,
     spanGaps: true,
     points: { show: line.values.length === 1 || (line.name.startsWith("evaluation/") && line.values.length < 60), size: 5 },
   };
@@ -190,21 +206,15 @@ function yRange(_, low, high) {
   return [low >= 0 && low - pad < 0 ? 0 : low - pad, high + pad];
 }
 
-/** Cumulate the current attempt's parts; `own` keeps what each part is by itself. */
+/** Lay the parts of a stack on each other; `own` keeps what each part is by itself. */
 function stack(lines) {
-  const attempts = [...new Set(lines.map((line) => line.attempt))], out = [];
-  for (const attempt of attempts) {
-    const sums = new Map();
-    let below;
-    for (const line of lines.filter((one) => one.attempt === attempt)) {
-      const values = line.values.map((value, at) => {
-        const sum = (sums.get(line.steps[at]) ?? 0) + (value ?? 0);
-        sums.set(line.steps[at], sum);
-        return sum;
-      });
-      out.push({ ...line, own: line.values, values, below });
-      below = out.length - 1;
-    }
-  }
-  return out;
+  const sums = new Map();
+  return lines.map((line, at) => {
+    const values = line.values.map((value, index) => {
+      const sum = (sums.get(line.steps[index]) ?? 0) + (value ?? 0);
+      sums.set(line.steps[index], sum);
+      return sum;
+    });
+    return { ...line, own: line.values, values, below: at ? at - 1 : undefined };
+  });
 }

@@ -4,10 +4,11 @@
 // Where CSS highlights are missing, chunks near the viewport are cut into spans of the same class names instead.
 
 import { layout, visible } from "./glyphs.js";
-import { LIMITS, binName, isClamped, names, sequentialBin, styleSheet } from "./scale.js";
+import { LIMITS, binName, isClamped, names, rules, sequentialBin } from "./scale.js";
+import { onTheme, theme } from "./theme_colours.js";
 
 export const CHUNK = 256;
-export const MASKED = 1, CLIPPED = 2, DROPPED = 4, SPECIAL = 8;
+export const MASKED = 1, UNGRADED = 2, AUXILIARY = 4;
 const FORK_SHARE = 0.2;
 const MARKS = ["fork", "masked", "pinned"];
 
@@ -17,7 +18,10 @@ export const highlights = typeof CSS !== "undefined" && Boolean(CSS.highlights) 
 /** Install the scale's style sheet and the shared highlights; marks lie over colours. Safe to call again. */
 export function install() {
   if (registry.size) return;
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, styleSheet()];
+  const sheet = new CSSStyleSheet(), fill = () => sheet.replaceSync(rules(theme()));
+  fill();
+  onTheme(fill);
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
   for (const name of [...names(), ...MARKS]) {
     if (!highlights) { registry.set(name, null); continue; }
     const highlight = new Highlight();
@@ -161,7 +165,7 @@ export class TokenText {
     return name && this.isMasked(t) ? `faded-${name}` : name;
   }
 
-  isMasked(t) { return Boolean(this.columns.flags?.[t] & (MASKED | DROPPED)); }
+  isMasked(t) { return Boolean(this.columns.flags?.[t] & (MASKED | UNGRADED)); }
 
   recolour(mode) {
     this.mode = mode;

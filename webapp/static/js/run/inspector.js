@@ -2,11 +2,10 @@
 
 import { el } from "./dom.js";
 import { EMPTY, number, signed } from "./format.js";
-import { visible } from "./glyphs.js";
-import { CLIPPED, DROPPED, MASKED, SPECIAL, hit } from "./heatmap.js";
+import { AUXILIARY, MASKED, UNGRADED, hit } from "./heatmap.js";
 import { LIMITS, isClamped } from "./scale.js";
 
-const FLAGS = [[MASKED, "masked by the objective"], [CLIPPED, "ratio clipped"], [DROPPED, "dropped from the denominator"], [SPECIAL, "special token"]];
+const FLAGS = [[MASKED, "masked by the objective"], [UNGRADED, "completion without a reward"], [AUXILIARY, "auxiliary sample"]];
 
 /** Facts of token t as [label, value, key] rows. */
 export function facts(text, t, vocabulary) {
@@ -21,7 +20,7 @@ export function facts(text, t, vocabulary) {
   const logprob = at("logprob");
   if (logprob !== undefined && !Number.isNaN(logprob)) rows.push(["Log-prob", signed(logprob)], ["Probability", percent(Math.exp(logprob))]);
   const engine = at("engine_logprob");
-  if (engine !== undefined && !Number.isNaN(engine)) rows.push(["Sampler’s log-prob", `${signed(engine)} (differs by ${number(Math.abs(engine - logprob))})`]);
+  if (Math.abs(engine - logprob) > 1e-3) rows.push(["Sampler’s log-prob", `${signed(engine)} (differs by ${number(Math.abs(engine - logprob))})`]);
   if (at("weight") !== undefined) rows.push(["Objective weight", signed(at("weight"))]);
   if (at("entropy_weight") !== undefined) rows.push(["Entropy weight", signed(at("entropy_weight"))]);
   const flags = FLAGS.filter(([bit]) => at("flags") & bit).map(([, name]) => name);
@@ -119,5 +118,3 @@ export class Inspector {
     this.root.dispatchEvent(new CustomEvent("token:pinned", { detail: null }));
   }
 }
-
-export { visible };

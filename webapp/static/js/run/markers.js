@@ -1,7 +1,7 @@
 // What happened, drawn on every chart: resumes, knob changes by people, alerts, checkpoints, evaluations.
 
 import { number } from "./format.js";
-import { css } from "./charts.js";
+import { css } from "./theme_colours.js";
 
 const QUIET = new Set(["checkpoint", "evaluation"]);
 const SIGNS = { resume: "↻", knob: "◆", alert: "!", checkpoint: "▾", evaluation: "•" };

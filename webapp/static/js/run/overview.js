@@ -4,6 +4,7 @@ import { Chart } from "./charts.js";
 import { number } from "./format.js";
 import { drawMarkers, drawPending, markerOf, markersNear } from "./markers.js";
 import { Series } from "./series.js";
+import { onTheme } from "./theme_colours.js";
 import * as url from "./url_state.js";
 
 const REFRESH = 100;
@@ -23,7 +24,7 @@ export class Overview {
     this.note = root.querySelector("[data-chart-note]");
     this.controls();
     root.querySelectorAll("[data-chart]").forEach((element) => this.observer.observe(element));
-    new MutationObserver(() => this.charts.forEach((chart) => chart.restyle())).observe(document.documentElement, { attributeFilter: ["data-bs-theme"] });
+    onTheme(() => this.charts.forEach((chart) => chart.restyle()));
     document.addEventListener("run:events", ({ detail }) => this.take(detail));
   }
 

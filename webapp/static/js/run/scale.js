@@ -90,17 +90,11 @@ export function palette(theme) {
 
 export const names = () => Object.keys(palette("light"));
 
-/** The style sheet of the scale: highlights, and classes of the same names for swatches and the span fallback. */
-export function styleSheet() {
-  const rules = [];
-  for (const theme of ["light", "dark"]) {
-    const root = theme === "dark" ? '[data-bs-theme="dark"] ' : "";
-    for (const [name, { background, colour }] of Object.entries(palette(theme))) {
-      const body = `{background-color:${background};color:${colour}}`;
-      rules.push(`${root}::highlight(${name})${body}`, `${root}.${name}${body}`);
-    }
-  }
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync(rules.join("\n"));
-  return sheet;
+/** CSS of a theme: highlights inside texts, and classes of the same names for swatches and the span fallback. */
+export function rules(theme) {
+  // Only texts originate highlights: a universal ::highlight() makes every element of the page pay for each bin.
+  return Object.entries(palette(theme)).map(([name, { background, colour }]) => {
+    const body = `{background-color:${background};color:${colour}}`;
+    return `.tokens-chunk::highlight(${name})${body}.${name}${body}`;
+  }).join("\n");
 }
