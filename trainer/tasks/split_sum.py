@@ -34,4 +34,4 @@ class SplitSum(Task):
 
     def score(self, row: Row, completion: str) -> float | None:
         match = ANSWER.fullmatch(completion.strip())
-        return float(bool(match) and int(match[1]) + int(match[2]) == int(row.answer))
+        return float(match is not None and int(match[1]) + int(match[2]) == int(row.answer))
