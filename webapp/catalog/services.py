@@ -1,4 +1,7 @@
-"""Verbs on datasets. Raise PermissionDenied for people who may not, ValidationError (one sentence) for what cannot be done."""
+"""Verbs on datasets.
+
+Raise PermissionDenied for people who may not, ValidationError (one sentence) for what cannot be done.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ INSPECT_SECONDS = 150
 
 
 def dataset_store(*, user: User, name: str, chunks: Iterable[bytes]) -> Dataset:
-    """Write the upload to disk, look at it in a process of its own, and keep it; leave nothing behind where it is refused."""
+    """Write the upload to disk, look at it in a process of its own and keep it; a refused one leaves nothing behind."""
     _require_upload(user)
     name = " ".join(name.split())[:120]
     if not name:

@@ -104,12 +104,8 @@ def sparkline(values: Sequence[Any], kind: str, label: str) -> SafeString | str:
         for index, number in enumerate(numbers)
     )
     text = f"{label} from {numbers[0]:.3g} to {numbers[-1]:.3g}"
-    return format_html(
-        '<svg class="spark spark-{}" viewBox="0 0 64 16" role="img" aria-label="{}"><polyline points="{}"></polyline></svg>',
-        kind,
-        text,
-        points,
-    )
+    attributes = format_html('class="spark spark-{}" viewBox="0 0 64 16" role="img" aria-label="{}"', kind, text)
+    return format_html('<svg {}><polyline points="{}"></polyline></svg>', attributes, points)
 
 
 @register.filter
@@ -128,3 +124,16 @@ def histogram(counts: Sequence[int]) -> list[dict[str, float]]:
         for index, count in enumerate(counts)
         for height in [max(0.6, 32 * count / top) if count else 0]
     ]
+
+
+# Characters that hide or turn text around; shown as what they are.
+UNSEEN = {
+    code: f"⟨U+{code:04X}⟩" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
+}
+CONTROL = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "␡"}
+
+
+@register.filter
+def visible(text: str) -> str:
+    """Return hostile text with control and direction characters made visible; the template escapes the rest."""
+    return str(text).translate(UNSEEN | CONTROL)
