@@ -21,7 +21,7 @@ class Home:
         self.logs = path / "logs"
         self._lock: Any = None
 
-    def claim(self, site_url: str) -> None:
+    def claim(self) -> None:
         """Make the folders and take the lock, which the kernel releases even if the launcher is killed."""
         for folder in (self.path, self.logs, self.path / "runs", self.path / "datasets", self.path / "models"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,12 @@ class Home:
             raise AlreadyRunning(
                 f"Isentrope already runs on {self.path}: {self._lock.read().strip()}. Open it there, or stop it first."
             ) from None
+        self.announce("starting")
+
+    def announce(self, where: str) -> None:
+        """Say in the lock file where the site is, for a second launcher that is refused."""
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}, {site_url}")
+        self._lock.write(f"process {os.getpid()}, {where}")
         self._lock.flush()
 
     def release(self) -> None:

@@ -31,6 +31,13 @@ class StartFailed(Exception):
     """Something did not start; the message is for the terminal."""
 
 
+def end_leftovers(home: Home, say: Callable[[str], None]) -> None:
+    """End web, worker and scheduler of a launcher that was killed; trainers live on and are adopted again."""
+    for name, identity in home.recall("children.json").items():
+        if end_leftover(**identity):
+            say(f"Ended a {name} process left by an earlier start.")
+
+
 class Launcher:
     """Everything one machine needs, started and ended in the right order."""
 
@@ -49,12 +56,6 @@ class Launcher:
         self._leave = threading.Event()
 
     # --- Start ------------------------------------------------------------------------------------------------------
-
-    def end_leftovers(self) -> None:
-        """End web, worker and scheduler of a launcher that was killed; trainers live on and are adopted again."""
-        for name, identity in self.home.recall("children.json").items():
-            if end_leftover(**identity):
-                self.say(f"Ended a {name} process left by an earlier start.")
 
     def start_services(self) -> None:
         """Start the embedded services that no environment variable replaces, and record their URLs for the settings."""

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from webapp.local.home import AlreadyRunning, Home
-from webapp.local.launcher import Launcher, StartFailed
+from webapp.local.launcher import Launcher, StartFailed, end_leftovers
 from webapp.local.valkey import port_free
 
 FIRST_PORT = 8000
@@ -24,16 +24,14 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, help=f"Port of the site (default: the first free from {FIRST_PORT}).")
 
     def handle(self, *, demo: bool, port: int | None, **options) -> None:
-        port = self._port(port)
-        # Without ISENTROPE_URL, people reach the site on this port.
-        site_url = settings.SITE_URL if os.environ.get("ISENTROPE_URL") else f"http://127.0.0.1:{port}"
-        launcher = Launcher(
-            Home(settings.ISENTROPE_HOME), root=settings.BASE_DIR, site_url=site_url, port=port, say=self._say
-        )
+        home = Home(settings.ISENTROPE_HOME)
         try:
-            launcher.home.claim(site_url)
+            home.claim()
         except AlreadyRunning as error:
             raise CommandError(str(error)) from None
+        # Before the port is chosen: what a killed launcher left behind may hold it.
+        end_leftovers(home, self._say)
+        launcher = self._launcher(home, self._port(port))
         launcher.heed_signals()
         try:
             self._run(launcher, demo=demo)
@@ -47,6 +45,12 @@ class Command(BaseCommand):
             launcher.stop()
         self._say("Stopped. All data is kept; `make up` starts again.")
 
+    def _launcher(self, home: Home, port: int) -> Launcher:
+        # Without ISENTROPE_URL, people reach the site on this port.
+        site_url = settings.SITE_URL if os.environ.get("ISENTROPE_URL") else f"http://127.0.0.1:{port}"
+        home.announce(site_url)
+        return Launcher(home, root=settings.BASE_DIR, site_url=site_url, port=port, say=self._say)
+
     def _run(self, launcher: Launcher, *, demo: bool) -> None:
         if os.geteuid() == 0 and not os.environ.get("DATABASE_URL"):
             self._say(
@@ -54,7 +58,6 @@ class Command(BaseCommand):
                 f"above {launcher.home.path}."
             )
         self._say("Starting PostgreSQL, Valkey, web, worker and scheduler …")
-        launcher.end_leftovers()
         launcher.start_services()
         if launcher.leaving:
             return
