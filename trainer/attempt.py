@@ -25,7 +25,7 @@ def run_attempt(path: Path) -> int:
     folder = RunFolder(path)
     try:
         if not folder.config.is_file():
-            raise ConfigError(f"{path} is no run folder: config.json is missing; `python -m trainer run CONFIG.toml` makes one")
+            raise ConfigError(f"{path} is no run folder: config.json is missing; make one with `trainer run`")
         config = load(folder.config)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)

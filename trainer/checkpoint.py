@@ -32,7 +32,7 @@ ADAPTER = "adapter"
 
 
 def save(folder: RunFolder, step: int, policy: Policy, state: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step and return its folder; raises ResourceError on a full disk, leaving nothing behind.
+    """Write the checkpoint of a step and return its folder; on a full disk raises ResourceError and leaves nothing.
 
     `state` is plain JSON; `tensors` holds tensors, numbers, lists and dicts only.
     """

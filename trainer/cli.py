@@ -1,11 +1,11 @@
 """The command line: `python -m trainer`.
 
-    python -m trainer run CONFIG.toml [--out DIR] [--set SECTION.FIELD=VALUE ...]    make a run folder and train in it
-    python -m trainer RUN_DIR                                                        train or resume the run in a folder
-    accelerate launch -m trainer RUN_DIR                                             the same on several GPUs or nodes
-    python -m trainer check CONFIG.toml [--json]                                     say what would not work, train nothing
-    python -m trainer evaluate-objective --objective O.json --batch B.json           an objective on recorded numbers
-    python -m trainer schema                                                         JSON schema of a config
+python -m trainer run CONFIG.toml [--out DIR] [--set SECTION.FIELD=VALUE ...]    make a run folder and train in it
+python -m trainer RUN_DIR                                                        train or resume the run in a folder
+accelerate launch -m trainer RUN_DIR                                             the same on several GPUs or nodes
+python -m trainer check CONFIG.toml [--json]                                     say what would not work
+python -m trainer evaluate-objective --objective O.json --batch B.json           an objective on recorded numbers
+python -m trainer schema                                                         JSON schema of a config
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the named commands."""
-    top = argparse.ArgumentParser("python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m trainer", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make a run folder and train in it")
     run.add_argument("config", type=Path)
@@ -95,7 +96,7 @@ def make_folder(config: RunConfig, path: Path) -> RunFolder:
     """Make a run folder with the resolved config; raises ConfigError where one is there already."""
     folder = RunFolder(path)
     if folder.config.exists():
-        raise ConfigError(f"{path} holds a run already; resume it with `python -m trainer {path}` or choose another --out")
+        raise ConfigError(f"{path} holds a run already; resume it by that name alone or choose another --out")
     path.mkdir(parents=True, exist_ok=True)
     folder.config.write_text(config.model_dump_json(indent=1), "utf-8")
     return folder
@@ -119,14 +120,9 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from trainer import preflight
 
-    config = configured(options.config, options.set)
-    report = preflight.check(config)
-    found = report.model_dump(mode="json") if hasattr(report, "model_dump") else report
-    if options.json:
-        print(json.dumps(found, indent=1, default=str))
-    else:
-        print(report)
-    return 0 if getattr(report, "ok", True) else 1
+    report = preflight.check(configured(options.config, options.set), deep=True)
+    print(report.model_dump_json(indent=1) if options.json else report)
+    return 0 if report.ok else 1
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from trainer.text import Detokenizer, PieceDecoder
 
 WATCHED_PER_GROUP = 4  # several prompts side by side say more than one whole group
 MAX_PROMPT_CHARACTERS = 1 << 16
+UNSCORED = Scored(None)
 TRAIN, EVALUATE, GREEDY = 0, 1, 2  # purposes, so that their random numbers differ
 
 
@@ -43,7 +44,7 @@ class Completion:
     finish_reason: str
     text: str
     offsets: list[int]
-    scored: Scored = Scored(None)
+    scored: Scored = UNSCORED
 
     @property
     def right(self) -> bool | None:
@@ -52,7 +53,7 @@ class Completion:
 
 
 def is_right(scored: Scored) -> bool | None:
-    """Return whether a graded sample is right: the task's own check where it is a part of the reward, else reward > 1/2."""
+    """Return whether a graded sample is right: by the task's own check where it is rewarded, else reward > 1/2."""
     if scored.reward is None:
         return None
     part = scored.parts.get("task")

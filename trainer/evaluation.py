@@ -64,7 +64,8 @@ class Evaluator:
             GenRequest(
                 id=prompt * samples + sample, group=prompt, sample=sample, prompt_ids=self.prompts.held_out_ids[prompt],
                 seed=seed_of(self.config.seed, purpose, prompt, sample), max_new=sampling.max_completion_tokens,
-                sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p), tap=TapSpec(entropy="none"),
+                sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p), 
+                tap=TapSpec(entropy="none"),
             )
             for prompt in mine
             for sample in range(samples)

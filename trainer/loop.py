@@ -6,14 +6,10 @@ the verbs live in collect.py, update.py, report.py, recorder.py, evaluation.py a
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import signal
 import time
 from typing import Any
-
-import torch
 
 from trainer import checkpoint
 from trainer.collect import Collector
@@ -33,9 +29,9 @@ from trainer.report import answers, observation, peak_memory, step_metrics
 from trainer.rewards.pool import RewardPool
 from trainer.rollout import engine
 from trainer.stream import Silent
+from trainer.surroundings import config_hash, microbatch_tokens, seed_everything, versions
 from trainer.update import Update, Updater
 
-CPU_MICROBATCH_TOKENS = 2048
 BAD_STEPS_ALLOWED = 2  # the third in a row ends the run
 
 
@@ -117,7 +113,7 @@ class Trainer:
     # -- before and between steps -------------------------------------------------------------------------------
 
     def _policy(self, source: Any, resumed: Any) -> Policy:
-        """Load the policy to train: the checkpoint's where there is one (for LoRA the source and the saved adapters)."""
+        """Load the policy to train: the checkpoint's where there is one (for LoRA the source and saved adapters)."""
         if resumed is None:
             return Policy(source, self.config.model, self.world.device)
         if self.config.model.lora.enabled:
@@ -162,8 +158,8 @@ class Trainer:
         self.stream.emit("warning", step, code="nonfinite", message=f"{why}; the weights stay as they were")
         if self.bad > BAD_STEPS_ALLOWED:
             raise RunFailed(
-                f"{self.bad} steps in a row could not be taken ({why}); lower optimiser.learning_rate, or resume from an "
-                "earlier checkpoint"
+                f"{self.bad} steps in a row could not be taken ({why}); lower optimiser.learning_rate, or resume "
+                "from an earlier checkpoint"
             )
 
     # -- after a step ---------------------------------------------------------------------------------------------
@@ -256,39 +252,6 @@ class Trainer:
             self.complaints.append(
                 f"{path.name} was written under another config; the run goes on under the present one"
             )
-
-
-def microbatch_tokens(config: RunConfig, device: torch.device) -> int:
-    """Return the token budget of one forward pass: on a CPU, small enough for the caches (measured: 1.8 times as fast)."""
-    wanted = config.optimiser.tokens_per_microbatch
-    return min(wanted, CPU_MICROBATCH_TOKENS) if device.type == "cpu" else wanted
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch, and make the CPU's kernels repeatable."""
-    from accelerate.utils import set_seed
-
-    set_seed(seed)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
-
-
-def config_hash(config: RunConfig) -> str:
-    """Return a short fingerprint of a resolved config."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions a result may depend on."""
-    import accelerate
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }
 
 
 def line(step: int, total: int, metrics: dict[str, float]) -> str:

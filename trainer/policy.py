@@ -19,6 +19,7 @@ from torch import Tensor
 from trainer.config import ModelConfig
 from trainer.errors import ConfigError, ResourceError
 from trainer.kernels import TokenStats, linear_logprob_entropy
+from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.text import Detokenizer
 
 
@@ -98,7 +99,7 @@ class Policy:
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> dict[str, Tensor]:
-        """Return logprob, entropy and, if asked for, MOMENTS of every completion token: float32 [n] on the CPU, in order."""
+        """Return logprob, entropy and, if asked for, MOMENTS of every completion token: float32 [n] on the CPU."""
         starts = _starts(sequences)
         names = ("logprob", "entropy", *MOMENTS) if moments else ("logprob", "entropy")
         while True:
@@ -180,8 +181,9 @@ class Policy:
         longest = max(len(row) for row in sequences)
         if self.budget <= longest:
             raise ResourceError(
-                f"a single sequence of {longest} tokens does not fit into memory; lower sampling.max_completion_tokens, "
-                "turn on model.gradient_checkpointing or model.lora, or use a smaller model"
+                f"a single sequence of {longest} tokens does not fit into memory; lower "
+                "sampling.max_completion_tokens, turn on model.gradient_checkpointing or model.lora, or take a smaller "
+                "model"
             ) from error
         self.budget = max(longest, min(self.budget, sum(len(row) for row in sequences)) // 2)
         gc.collect()
@@ -189,7 +191,7 @@ class Policy:
             torch.cuda.empty_cache()
 
     def _calm(self) -> None:
-        """Switch dropout off (it would make the two passes differ) and prepare gradient checkpointing where asked for."""
+        """Switch dropout off (it would make the passes differ) and prepare gradient checkpointing where asked for."""
         self.lm.eval()
         if self.config.gradient_checkpointing:
             self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -225,62 +227,6 @@ class Policy:
             )
 
 
-def load_tokenizer(path: Path) -> Any:
-    """Return the tokenizer of a model folder with a padding token set; raises ConfigError."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            f"model.source: no usable tokenizer in {path}: {_first_line(error)}", "model.source"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_model(path: Path, dtype: str) -> Any:
-    """Return the causal language model of a folder; safetensors only, no code from the folder; raises ConfigError."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
-        )
-    except Exception as error:  # broken files raise anything: safetensors' own errors, KeyError, ValueError, OSError
-        if out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"model.source: {path} does not load as a causal language model: {_first_line(error)}", "model.source"
-        ) from error
-
-
-def with_lora(lm: Any, config: ModelConfig, adapter: Path | None) -> Any:
-    """Put adapters into a model, fresh or from a checkpoint; raises ConfigError for unknown module names."""
-    import peft
-
-    if adapter is not None:
-        return peft.PeftModel.from_pretrained(lm, adapter, is_trainable=True)
-    lora = config.lora
-    settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
-        target_modules=list(lora.target_modules) or "all-linear",
-    )  # fmt: skip
-    try:
-        return peft.get_peft_model(lm, settings)
-    except ValueError as error:
-        field = "model.lora.target_modules"
-        raise ConfigError(f"{field}: {_first_line(error)}", field) from error
-
-
-def stop_ids(lm: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the token ids that end a completion."""
-    declared = getattr(lm.generation_config, "eos_token_id", None)
-    ids = declared if isinstance(declared, list) else [declared]
-    return frozenset(index for index in [*ids, tokenizer.eos_token_id] if index is not None)
-
-
 def pack(lengths: Sequence[int], chosen: Sequence[int], budget: int) -> list[list[int]]:
     """Group indices into rectangles of at most `budget` tokens with padding (one row always fits), longest first."""
     groups: list[list[int]] = []
@@ -290,13 +236,6 @@ def pack(lengths: Sequence[int], chosen: Sequence[int], budget: int) -> list[lis
         else:
             groups.append([index])
     return groups
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in str(error) or "out of memory" in str(error))
-    )
 
 
 def _starts(sequences: Sequence[Trajectory]) -> list[int]:
@@ -313,7 +252,3 @@ def _any(starts: list[int], *gradients: Tensor | None) -> list[bool]:
     touched = torch.stack([gradient != 0 for gradient in present]).any(0).cumsum(0)
     counts = torch.cat([torch.zeros(1, dtype=touched.dtype), touched])[torch.tensor(starts)]
     return (counts[1:] > counts[:-1]).tolist()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -77,7 +77,7 @@ class Recorder:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write a parquet file under a temporary name and rename it when it is whole; raises ResourceError on a full disk."""
+    """Write a parquet file under a temporary name and rename it when whole; raises ResourceError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

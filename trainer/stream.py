@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ResourceError(
-            f"the disk that holds {path} is full; free some space (old checkpoints are the largest files) and resume the run"
+            f"the disk that holds {path} is full; free some space (old checkpoints are the largest) and resume the run"
         ) from error
 
 

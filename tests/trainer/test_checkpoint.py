@@ -85,7 +85,9 @@ def test_a_run_killed_with_sigkill_goes_on_bit_for_bit(tmp_path):
 
 
 def test_sigterm_finishes_the_step_and_writes_a_checkpoint(tmp_path):
-    folder = make(tmp_path, small(optimiser={"steps": 500}, checkpoint={"every_steps": 0}, evaluation={"every_steps": 0}))
+    folder = make(
+        tmp_path, small(optimiser={"steps": 500}, checkpoint={"every_steps": 0}, evaluation={"every_steps": 0})
+    )
     process = start(folder)
     while not (folder.events.exists() and events(folder, "metrics")):
         assert process.poll() is None, folder.log.read_text()

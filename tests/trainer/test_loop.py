@@ -43,7 +43,8 @@ def test_events_tell_the_run_in_order(finished):
     found = events(finished)
     assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
     kinds = [event["type"] for event in found]
-    assert kinds[0] == "started" and kinds[-1] == "metrics"
+    assert kinds[0] == "started"
+    assert kinds[-1] == "metrics"
     assert [event["step"] for event in found if event["type"] == "evaluation"] == [0, 3, 6]
     assert [event["step"] for event in found if event["type"] == "rollouts"] == [1, 2, 3, 4, 5, 6]
     assert [(event["step"], event["final"]) for event in found if event["type"] == "checkpoint"] == [
@@ -147,10 +148,12 @@ def test_steering_takes_effect_at_the_next_step(tmp_path):
     folder.control.write_text(json.dumps(request))
     train(folder)
     changes = {event["name"]: event for event in events(folder, "knob")}
-    assert changes["temperature"]["new"] == 0.7 and changes["temperature"]["control_seq"] == 4
+    assert changes["temperature"]["new"] == 0.7
+    assert changes["temperature"]["control_seq"] == 4
     assert metrics(folder)[1]["knob/temperature"] == 0.7
     complaints = " ".join(event["message"] for event in events(folder, "warning"))
-    assert "nonsense" in complaints and "clip_low" in complaints
+    assert "nonsense" in complaints
+    assert "clip_low" in complaints
     assert len(events(folder, "knob")) == len(changes)  # applied once, not at every step
 
 

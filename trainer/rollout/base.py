@@ -130,7 +130,7 @@ class Strategy(Protocol):
 
 @dataclass
 class Groups:
-    """The plain strategy: `samples` completions of each prompt, and of some prompts as many again at another temperature."""
+    """The plain strategy: `samples` completions of each prompt, of some as many again at another temperature."""
 
     prompts: Sequence[GenRequest]  # one template for each prompt
     samples: int

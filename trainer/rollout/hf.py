@@ -70,9 +70,7 @@ class HfEngine:
             take = self._fitting([requests[i] for i in todo])
             try:
                 wave = _Wave(self.policy, [requests[i] for i in todo[:take]], on_chunk)
-                done = wave.run(
-                    lambda n, base=len(found): on_progress(base + n, len(requests)) if on_progress else None
-                )
+                done = wave.run(_progress(on_progress, len(found), len(requests)))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._shrink(error, requests[todo[0]], take)
                 continue
@@ -224,6 +222,11 @@ class _Wave:
         if chunks:
             self.on_chunk(chunks)
         self.reported = time.monotonic()
+
+
+def _progress(report: OnProgress | None, before: int, total: int) -> Callable[[int], None]:
+    """Return what a wave tells how many of its own requests are finished."""
+    return (lambda done: report(before + done, total)) if report else (lambda done: None)
 
 
 def _width(request: GenRequest) -> int:

@@ -77,7 +77,7 @@ class Samplers:
         self.any_greedy = bool(self.greedy.any())
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; the last two of the untruncated policy."""
+        """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; the last two of the whole policy."""
         logp = torch.log_softmax(logits.float() / self.temperature[:, None], -1)  # [R, V]
         probability = logp.exp()
         entropy = -(probability * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(-1)
