@@ -60,12 +60,12 @@ class _Publisher:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending = 0
+        self._away = False
 
     def post(self, name: str, message: Any) -> None:
         loop = self._started()
         if self._pending >= MAX_PENDING:
-            log.warning("Dropped a notification for %s: the broker is not keeping up", name)
-            return
+            return  # the broker does not keep up; viewers look by themselves every few seconds
         with self._lock:
             self._pending += 1
         asyncio.run_coroutine_threadsafe(self._send(name, message), loop)
@@ -73,9 +73,12 @@ class _Publisher:
     async def _send(self, name: str, message: Any) -> None:
         try:
             await get_channel_layer().group_send(name, message)
+            self._away = False
         # Whatever the broker's client raises, the rows are written and the viewers poll.
         except Exception as error:
-            log.warning("Could not notify %s: %s", name, error)
+            if not self._away:
+                log.warning("Viewers are not notified until the broker is back: %s", error)
+            self._away = True
         finally:
             with self._lock:
                 self._pending -= 1
