@@ -7,6 +7,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from csp.constants import NONE, SELF
@@ -119,14 +120,14 @@ REDIS_URL = env("REDIS_URL") or _services.get("REDIS_URL", "redis://127.0.0.1:63
 DATABASE_POOL = env_int("ISENTROPE_DATABASE_POOL", 12)
 
 
-def database(url: str) -> dict:
+def database(url: str) -> dict[str, Any]:
     """Return Django's settings for a PostgreSQL URL; query parameters become libpq options."""
     if not url.startswith(("postgresql://", "postgres://")):
         raise ImproperlyConfigured(
             "DATABASE_URL: only PostgreSQL is supported; write postgresql://user:password@host/name."
         )
-    parts = conninfo_to_dict(url)
-    settings = {
+    parts: dict[str, Any] = conninfo_to_dict(url)
+    settings: dict[str, Any] = {
         "ENGINE": "django.db.backends.postgresql",
         **{key.upper(): parts.pop(key, "") for key in ("user", "password", "host", "port")},
         "NAME": parts.pop("dbname", "isentrope"),

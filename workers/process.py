@@ -121,6 +121,9 @@ def environment(run: Run, gpus: list[int]) -> dict[str, str]:
         "ISENTROPE_ATTEMPT": str(run.attempt),
         "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in gpus),
         "PYTHONUNBUFFERED": "1",
+        # Unset, they would let a config name any path of this machine.
+        "ISENTROPE_MODEL_ROOTS": os.pathsep.join(map(str, settings.MODEL_ROOTS)),
+        "ISENTROPE_DATASET_ROOTS": os.pathsep.join(map(str, settings.DATASET_ROOTS)),
     }
     if not gpus:
         marks |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}

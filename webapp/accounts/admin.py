@@ -15,7 +15,7 @@ class LabUserAdmin(UserAdmin):
         ("Dates", {"fields": ["last_login", "date_joined"]}),
     ]
     add_fieldsets = [(None, {"fields": ["username", "role", "password1", "password2"]})]
-    filter_horizontal = []
+    filter_horizontal = ()
 
 
 @admin.register(LoginLink)

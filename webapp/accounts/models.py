@@ -16,10 +16,10 @@ LINK_LIFETIME = timedelta(hours=24)
 class Role(models.TextChoices):
     """Each role may do what the ones before it may."""
 
-    VIEWER = "viewer", "Viewer"
-    MEMBER = "member", "Member"
-    MAINTAINER = "maintainer", "Maintainer"
-    ADMIN = "admin", "Admin"
+    VIEWER = "viewer"
+    MEMBER = "member"
+    MAINTAINER = "maintainer"
+    ADMIN = "admin"
 
 
 RANK = {role: rank for rank, role in enumerate(Role)}

@@ -31,9 +31,7 @@ def ability_required(ability: str):
         @wraps(view)
         def guarded(request: Request, *args, **kwargs) -> HttpResponse:
             if not request.user.can(ability):
-                raise PermissionDenied(
-                    f"This needs the role {ABILITIES[ability].label.lower()}; yours is {request.user.role}."
-                )
+                raise PermissionDenied(f"This needs the role {ABILITIES[ability]}; yours is {request.user.role}.")
             return view(request, *args, **kwargs)
 
         return guarded

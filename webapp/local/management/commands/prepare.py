@@ -20,7 +20,7 @@ DATABASE_TIMEOUT = timedelta(minutes=1)
 
 class Command(BaseCommand):
     help = "Wait for PostgreSQL, migrate, ensure an admin and print a login link (later only on --link)."
-    requires_system_checks = []
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser) -> None:
         parser.add_argument("--demo", action="store_true", help="Also launch the demo run, unless one is under way.")

@@ -17,7 +17,7 @@ FIRST_PORT = 8000
 
 class Command(BaseCommand):
     help = "Start PostgreSQL, Valkey, web, worker and scheduler; Ctrl-C stops them, starting again finds all data."
-    requires_system_checks = []
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser) -> None:
         parser.add_argument("--demo", action="store_true", help="Launch the demo run, unless one is under way.")
