@@ -19,6 +19,9 @@ RING_SECONDS = 60  # a ring nobody hears is worthless after this
 
 _app = Celery("isentrope", set_as_current=False)
 _app.config_from_object("django.conf:settings", namespace="CELERY")
+# A person waits for the page: without a broker the ring gives up at once.
+GIVE_UP = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0, "socket_connect_timeout": 2}
+_app.conf.broker_transport_options = {**_app.conf.broker_transport_options, **GIVE_UP}
 
 
 def worker_queue(worker: str) -> str:
