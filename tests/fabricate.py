@@ -134,8 +134,8 @@ def essays(rng: random.Random, groups: int, samples: int, tokens: int) -> list[d
 class Fabricator:
     """Writes one run; `events` grows with a running seq."""
 
-    def __init__(self, run: Any, seed: int) -> None:
-        self.run, self.rng = run, random.Random(seed)
+    def __init__(self, run: Any, seed: int, every: int = 20) -> None:
+        self.run, self.rng, self.every = run, random.Random(seed), every
         self.events: list[Any] = []
         self.clock = datetime.now(UTC) - timedelta(hours=2)
 
@@ -209,7 +209,7 @@ class Fabricator:
         )
         for step in range(first, last + 1):
             self.step(step, number)
-            if step % 20 == 0:
+            if step % self.every == 0:
                 share = 1 - math.exp(-step / 25)
                 values = {
                     "avg@16": 0.1 + 0.6 * share,
@@ -243,9 +243,16 @@ class Fabricator:
 
 
 def fabricate_run(
-    owner: Any, *, steps: int = 45, rewound: bool = True, state: str = "running", seed: int = 1, **fields: Any
+    owner: Any,
+    *,
+    steps: int = 45,
+    rewound: bool = True,
+    state: str = "running",
+    seed: int = 1,
+    every: int = 20,
+    **fields: Any,
 ) -> Any:
-    """Create a run with everything a page shows; `rewound` gives it a first attempt that was resumed from step 20."""
+    """Create a run with everything a page shows; `rewound`: resumed once from step 20."""
     from trainer.config import RunConfig
     from webapp.runs.models import Event, Request, Run
 
@@ -256,7 +263,7 @@ def fabricate_run(
         "attempt": 2 if rewound else 1, "lease_worker": "worker@here", "disk_bytes": 1_234_567,
     }  # fmt: skip
     run = Run.objects.create(owner=owner, **defaults | fields)
-    made = Fabricator(run, seed)
+    made = Fabricator(run, seed, every)
     if rewound:
         made.attempt(1, 1, 30)
         made.emit("finished", 1, 30, status="interrupted", reason="the worker's machine went away")

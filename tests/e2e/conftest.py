@@ -13,6 +13,14 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
+def eventually(page, expression: str, arg: object = None, *, seconds: float = 20.0) -> None:
+    """Wait until a JavaScript expression holds; unlike wait_for_function it needs no eval, which our CSP forbids."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < deadline, f"never became true: {expression}"
+        page.wait_for_timeout(40)
+
+
 @pytest.fixture(scope="session")
 def browser():
     """One headless Chromium for the session."""
@@ -57,12 +65,16 @@ def open_page(browser, server):
 
     contexts, problems = [], []
 
-    def open_as(user, path: str, *, width: int = 1400, height: int = 900, scheme: str = "light"):
+    def open_as(user, path: str, *, width: int = 1400, height: int = 900, scheme: str = "light", script: str = ""):
         client = Client()
         client.force_login(user, backend="allauth.account.auth_backends.AuthenticationBackend")
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.add_cookies([{"name": name, "value": cookie.value, "url": server} for name, cookie in client.cookies.items()])
+        context.add_cookies(
+            [{"name": name, "value": cookie.value, "url": server} for name, cookie in client.cookies.items()]
+        )
         contexts.append(context)
+        if script:
+            context.add_init_script(script)
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: problems.append(str(error)))

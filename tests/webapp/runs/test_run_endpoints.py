@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def run(alice, db):
-    return fabricate_run(alice, steps=22)
+    return fabricate_run(alice, steps=4, rewound=False, every=2)
 
 
 def url(name: str, run: Run, *args: object) -> str:
@@ -27,7 +27,7 @@ def url(name: str, run: Run, *args: object) -> str:
 def test_page_shows_the_run(run, login, alice):
     page = login(alice).get(url("detail", run)).content.decode()
     assert run.name in page
-    assert "22 / 100" in page
+    assert "4 / 100" in page
     assert 'data-chart="entropy"' in page
     assert "Entropy target" in page
 
@@ -40,7 +40,7 @@ def test_strangers_are_sent_to_sign_in(run, client):
         ("rollouts",),
         ("rollout", 3),
         ("log",),
-        ("checkpoint", 20),
+        ("checkpoint", 2),
         ("config",),
     ):
         assert client.get(url(name, run, *args)).status_code == 302
@@ -130,22 +130,22 @@ async def _body(response) -> bytes:
 async def test_checkpoint_is_a_tar_without_trainer_state(async_client, admin_user):
     from asgiref.sync import sync_to_async
 
-    run = await sync_to_async(fabricate_run)(admin_user, steps=21, rewound=False)
-    (run.folder.checkpoint(20) / "link").symlink_to("/etc/passwd")
+    run = await sync_to_async(fabricate_run)(admin_user, steps=2, rewound=False, every=2)
+    (run.folder.checkpoint(2) / "link").symlink_to("/etc/passwd")
     await sync_to_async(async_client.force_login)(admin_user, "allauth.account.auth_backends.AuthenticationBackend")
-    response = await async_client.get(url("checkpoint", run, 20))
+    response = await async_client.get(url("checkpoint", run, 2))
     body = await _body(response)
     assert int(response["Content-Length"]) == len(body)
     with tarfile.open(fileobj=io.BytesIO(body)) as tar:
         names = tar.getnames()
         model = next(name for name in names if name.endswith("/model.safetensors"))
-        assert tar.extractfile(model).read() == (run.folder.checkpoint(20) / "model.safetensors").read_bytes()
+        assert tar.extractfile(model).read() == (run.folder.checkpoint(2) / "model.safetensors").read_bytes()
     assert sorted(name.rpartition("/")[2] for name in names) == ["config.json", "manifest.json", "model.safetensors"]
 
 
 def test_incomplete_checkpoint_is_refused(run, login, alice):
-    (run.folder.checkpoint(20) / "manifest.json").unlink()
-    assert login(alice).get(url("checkpoint", run, 20)).status_code == 404
+    (run.folder.checkpoint(2) / "manifest.json").unlink()
+    assert login(alice).get(url("checkpoint", run, 2)).status_code == 404
 
 
 def test_config_reads_back(run, login, alice):

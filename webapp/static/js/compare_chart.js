@@ -1,11 +1,11 @@
 // One metric of several runs in one plot: a colour for each run, superseded attempts dimmed, values sorted in the readout.
 
-import { css } from "./run/charts.js";
 import { el } from "./run/dom.js";
 import { number } from "./run/format.js";
 import { smooth } from "./run/smoothing.js";
 
 const uPlot = window.uPlot;
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const HEIGHT = 240;
 const SYNC = uPlot.sync("compare");
 const fade = (colour, share) => `color-mix(in srgb, ${colour} ${share}%, transparent)`;
@@ -92,7 +92,7 @@ export class OverlayChart {
       axes: [{ ...look, size: 30, values: (_, ticks) => ticks.map((value) => number(value)) }, { ...look, size: 52, values: (_, ticks) => ticks.map((value) => number(value)) }],
       series: [{ label: axis }, ...this.lines.map((line) => ({
         label: line.run.name,
-        stroke: () => fade(css(`--chart-${line.run.colour}`), line.raw ? 25 : line.superseded ? 35 : 100),
+        stroke: () => fade(css(`--run-${line.run.colour}`), line.raw ? 25 : line.superseded ? 35 : 100),
         width: line.raw || line.superseded ? 1 : 1.75,
         dash: line.superseded ? [2, 3] : undefined,
         spanGaps: true,

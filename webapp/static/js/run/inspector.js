@@ -112,7 +112,8 @@ export class Inspector {
   }
 
   unpin() {
-    this.pinned?.text.unpin();
+    if (!this.pinned) return;
+    this.pinned.text.unpin();
     this.pinned = null;
     if (this.card) this.card.hidden = true;
     this.root.dispatchEvent(new CustomEvent("token:pinned", { detail: null }));

@@ -12,7 +12,7 @@ export const TITLES = {
 
 const RAMPS = {
   light: { low: "#fff8e6", middle: "#ffc35c", high: "#e8590c", negative: "#2f7fd6", page: "#ffffff" },
-  dark: { low: "#33290f", middle: "#8f5f0a", high: "#ffb42e", negative: "#6db3ff", page: "#182433" },
+  dark: { low: "#362c14", middle: "#8f5f0a", high: "#ffb42e", negative: "#6db3ff", page: "#262626" },
 };
 
 export const edges = (mode) => Array.from({ length: BINS }, (_, b) => LIMITS[mode] * (b / BINS) ** 2);
