@@ -176,7 +176,7 @@ class Attempt:
         state, fields = self._verdict()
         self._record_end(state, **fields)
 
-    def _verdict(self) -> tuple[State, dict[str, Any]]:
+    def _verdict(self) -> tuple[str, dict[str, Any]]:
         """Return the final state and the columns that explain it."""
         said, code = read_exit(self.run), self.child.returncode if self.child else None
         tail = process.log_tail(self.run.folder)
@@ -194,7 +194,7 @@ class Attempt:
             }
         if said.status == "interrupted" and self.run.stop_requested_at:
             return State.STOPPED, {"failure": ""}
-        return State(said.status), {"failure": clean(said.reason) if said.status == "interrupted" else ""}
+        return said.status, {"failure": clean(said.reason) if said.status == "interrupted" else ""}
 
     def _started(self) -> bool:
         return self.run.events.filter(attempt=self.run.attempt, type="started").exists()
@@ -205,7 +205,7 @@ class Attempt:
         how = f" (signal {-code})" if code and code < 0 else f" (code {code})" if code else ""
         return f"The trainer's process is gone{how} without a word; resume from the last checkpoint."
 
-    def _record_end(self, state: State, **fields: Any) -> None:
+    def _record_end(self, state: str, **fields: Any) -> None:
         disk = folder_bytes(self.run.folder.path)
         with transaction.atomic():
             claim.end(self.run.pk, self.run.lease_token, state, disk_bytes=disk, **fields)

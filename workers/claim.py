@@ -90,7 +90,7 @@ def renew(run_id: str, token: int) -> bool:
     return bool(fenced(run_id, token).update(lease_expires_at=Now() + LEASE))
 
 
-def end(run_id: str, token: int, state: State, **fields: Any) -> None:
+def end(run_id: str, token: int, state: str, **fields: Any) -> None:
     """Record the end of the attempt and free its GPUs in one transaction; raise LeaseLost if the token is stale."""
     with transaction.atomic():
         write(run_id, token, state=state, ended_at=Now(), lease_expires_at=None, phase="", **fields)

@@ -119,6 +119,7 @@ def environment(run: Run, gpus: list[int]) -> dict[str, str]:
     marks = {
         "ISENTROPE_RUN": run.pk,
         "ISENTROPE_ATTEMPT": str(run.attempt),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML counts like this, and our GPU rows are NVML's
         "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in gpus),
         "PYTHONUNBUFFERED": "1",
         # Unset, they would let a config name any path of this machine.

@@ -188,7 +188,8 @@ class Supervisor:
         log.info("Worker %s takes %d CPU runs and has %d GPUs", self.name, self.slots, self.worker.gpus.count())
 
     def _round(self) -> None:
-        gpus.check(self.worker)
+        if self.worker:
+            gpus.check(self.worker)
         self.reap()
         if schedule():
             self.look_at = 0.0
@@ -224,8 +225,7 @@ class Supervisor:
 
     def _depart(self) -> None:
         """Say goodbye to the scheduler; take the trainers along if so configured, else leave them to a next worker."""
-        if self.worker:
-            self._quietly(lambda: Worker.objects.filter(pk=self.worker.pk).update(heartbeat_at=Now() - GONE))
+        self._quietly(lambda: Worker.objects.filter(name=self.name).update(heartbeat_at=Now() - GONE))
         if not env_bool("ISENTROPE_STOP_RUNS_ON_EXIT", False):
             return
         for attempt in list(self.attempts.values()):

@@ -222,7 +222,8 @@ def _entries(reply: Any) -> list[tuple[str, bytes]]:
 
 def _bundles(entries: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     """Join entries into messages of bounded size, each with the id of its newest entry."""
-    held, size, newest = [], 0, START
+    held: list[bytes] = []
+    size, newest = 0, START
     for entry_id, frames in entries:
         if held and size + len(frames) > MAX_BINARY:
             yield newest, b"".join(held)

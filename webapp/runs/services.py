@@ -30,7 +30,7 @@ def run_create(
     """Create a draft; nothing is written to disk before its launch."""
     _require(user, "launch")
     run_id = new_id()
-    objective, task = config.objective.preset, config.task.type
+    objective, task = config.objective.preset, config.task.type  # type: ignore[attr-defined]  # a union made at run time
     return Run.objects.create(
         id=run_id,
         name=(name or config.name or f"{task} {objective} {run_id[:4]}")[:120],
