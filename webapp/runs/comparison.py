@@ -62,7 +62,8 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
         for item in value:
             kind = str(item["type"])
             seen[kind] = seen.get(kind, 0) + 1
-            items.append((kind if seen[kind] == 1 else f"{kind}_{seen[kind]}", item))
+            name = kind if seen[kind] == 1 else f"{kind}_{seen[kind]}"
+            items.append((name, {key: part for key, part in item.items() if key != "type"} or True))
     else:
         return {path: as_text(value)}
     found: dict[str, str] = {}

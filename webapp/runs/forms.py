@@ -203,7 +203,8 @@ def preset_defaults(data: Data) -> Data:
 
 
 def _troubled(bound: Bound, label: str) -> list[tuple[str, Bound]]:
-    name = f"{label} › {bound.spec.label}" if label else bound.spec.label
+    own_label = bound.option.label if bound.option and bound.path[-1:].isdecimal() else bound.spec.label
+    name = f"{label} › {own_label}" if label else own_label
     own = [(name, bound)] if bound.error else []
     # The root has no name worth showing.
     inner = "" if not bound.path else name
