@@ -6,6 +6,7 @@ wrapper around the model and no rule about equal numbers of micro-batches.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -21,11 +22,14 @@ class World:
     """Rank and size of this process, its device, and collectives that are free where there is one process."""
 
     def __init__(self, *, cpu: bool) -> None:
+        self.rank, self.size, self.device = 0, 1, torch.device("cpu")
+        if cpu and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return  # nothing to set up, and importing accelerate takes a second
         from accelerate import PartialState
 
         self._state = PartialState(cpu=cpu, timeout=TIMEOUT)
         self.rank, self.size = self._state.process_index, self._state.num_processes
-        self.device: torch.device = self._state.device
+        self.device = self._state.device
 
     @property
     def main(self) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import random
+from importlib import metadata
 
+import numpy as np
 import torch
 
 from trainer.config import RunConfig
@@ -20,10 +23,11 @@ def microbatch_tokens(config: RunConfig, device: torch.device) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch, and make the CPU's kernels repeatable."""
-    from accelerate.utils import set_seed
-
-    set_seed(seed)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    # Not torch.use_deterministic_algorithms: the same switch, but it imports the compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("default" if torch.cuda.is_available() else "error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
 
 
@@ -34,12 +38,5 @@ def config_hash(config: RunConfig) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions a result may depend on."""
-    import accelerate
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }
+    installed = {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"python": platform.python_version(), **installed}

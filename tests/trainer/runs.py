@@ -98,4 +98,4 @@ def train(folder: RunFolder, *, attempt: int = 1, prepare: Callable[[Any], None]
     finally:
         trainer.close()
         stream.close()
-        torch.use_deterministic_algorithms(False)  # what the loop asks for is not every other test's wish
+        torch.set_deterministic_debug_mode("default")  # what the loop asks for is not every other test's wish
