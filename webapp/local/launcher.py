@@ -76,20 +76,19 @@ class Launcher:
             raise StartFailed(f"Preparing the database failed.\n{self._tail('prepare')}")
         return json.loads(done.stdout.splitlines()[-1])
 
-    def start_children(self) -> None:
+    def start_web(self) -> None:
+        self._start("web", [sys.executable, "manage.py", "serve", "--port", str(self.port)])
+
+    def start_workers(self) -> None:
+        """Start worker and scheduler; they need the tables that `prepare` makes."""
         celery = [sys.executable, "-m", "celery", "-A", "workers.app"]
-        worker_options = ["-P", "threads", "-c", "4", "--without-gossip", "--without-mingle", "-l", "INFO"]
-        beat_options = ["-s", str(self.home.path / "beat"), "--pidfile", "", "-l", "WARNING"]
-        commands = {
-            "web": [sys.executable, "manage.py", "serve", "--port", str(self.port)],
-            "worker": [*celery, "worker", *worker_options],
-            "scheduler": [*celery, "beat", *beat_options],
-        }
-        for name, command in commands.items():
-            child = Child(name, command, env=self.env, log=self.home.logs / f"{name}.log", cwd=self.root)
-            child.start()
-            self.children.append(child)
-        self._record_children()
+        self._start(
+            "worker",
+            [*celery, "worker", "-P", "threads", "-c", "4", "--without-gossip", "--without-mingle", "-l", "INFO"],
+        )
+        self._start(
+            "scheduler", [*celery, "beat", "-s", str(self.home.path / "beat"), "--pidfile", "", "-l", "WARNING"]
+        )
 
     def wait_until_ready(self) -> None:
         """Wait until the site answers with its services behind it."""
@@ -146,6 +145,12 @@ class Launcher:
             return
         for child in self.children:
             child.kill()
+
+    def _start(self, name: str, command: list[str]) -> None:
+        child = Child(name, command, env=self.env, log=self.home.logs / f"{name}.log", cwd=self.root)
+        child.start()
+        self.children.append(child)
+        self._record_children()
 
     def _record_children(self) -> None:
         alive = [child for child in self.children if child.process is not None and child.process.poll() is None]

@@ -61,8 +61,10 @@ class Command(BaseCommand):
         launcher.start_services()
         if launcher.leaving:
             return
+        # Loading the site takes as long as preparing the database: side by side.
+        launcher.start_web()
         prepared = launcher.prepare(demo=demo)
-        launcher.start_children()
+        launcher.start_workers()
         launcher.wait_until_ready()
         if launcher.leaving:
             return
