@@ -26,17 +26,39 @@ class LoraConfig(Settings):
 
     enabled: bool = setting(False, help="Train low-rank adapters instead of all weights.")
     rank: int = setting(16, help="Rank of each adapter.", ge=1, le=512, show_if={"enabled": True})
-    alpha: float = setting(32.0, help="Scale of the adapters; the update is multiplied by alpha / rank.", gt=0, le=4096, show_if={"enabled": True})
-    dropout: float = setting(0.0, help="Dropout inside the adapters.", ge=0, lt=1, show_if={"enabled": True}, advanced=True)
-    target_modules: list[str] = setting(help="Module names that get adapters; empty means every linear layer.", default_factory=list, show_if={"enabled": True}, advanced=True)
+    alpha: float = setting(
+        32.0,
+        help="Scale of the adapters; the update is multiplied by alpha / rank.",
+        gt=0,
+        le=4096,
+        show_if={"enabled": True},
+    )
+    dropout: float = setting(
+        0.0, help="Dropout inside the adapters.", ge=0, lt=1, show_if={"enabled": True}, advanced=True
+    )
+    target_modules: list[str] = setting(
+        help="Module names that get adapters; empty means every linear layer.",
+        default_factory=list,
+        show_if={"enabled": True},
+        advanced=True,
+    )
 
 
 class ModelConfig(Settings):
     """The policy to start from."""
 
-    source: str = setting("builtin:countdown-tiny", help="A built-in (builtin:NAME), a folder under a model root, or hub:ORG/NAME@REVISION.", max_length=500, min_length=1)
-    dtype: Literal["float32", "bfloat16"] = setting("float32", help="Number format of weights and activations; statistics are float32 always.")
-    gradient_checkpointing: bool = setting(False, help="Recompute activations in the backward pass: less memory, about a third more time.", advanced=True)
+    source: str = setting(
+        "builtin:countdown-tiny",
+        help="A built-in (builtin:NAME), a folder under a model root, or hub:ORG/NAME@REVISION.",
+        max_length=500,
+        min_length=1,
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", help="Number format of weights and activations; statistics are float32 always."
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="Recompute activations in the backward pass: less memory, about a third more time.", advanced=True
+    )
     lora: LoraConfig = setting(LoraConfig(), help="Low-rank adapters.")
 
 
@@ -44,38 +66,75 @@ class SamplingConfig(Settings):
     """How rollouts are drawn."""
 
     prompts_per_step: int = setting(32, help="Different prompts in one rollout batch.", unit="prompts", ge=1, le=65536)
-    samples_per_prompt: int = setting(16, help="Completions of each prompt: the group over which advantages are taken.", unit="samples", ge=1, le=1024)
-    max_prompt_tokens: int = setting(64, help="Longer prompts are refused before the run starts.", unit="tokens", ge=1, le=1_000_000)
-    max_completion_tokens: int = setting(16, help="A completion is cut off here and counts as truncated.", unit="tokens", ge=1, le=1_000_000)
-    temperature: float = setting(1.0, help="Divides the logits when sampling and when scoring.", gt=0, le=10, knob="temperature")
-    top_p: float = setting(1.0, help="Sample from the smallest set of tokens with this mass; below 1 the importance ratio is biased.", gt=0, le=1, advanced=True)
+    samples_per_prompt: int = setting(
+        16, help="Completions of each prompt: the group over which advantages are taken.", unit="samples", ge=1, le=1024
+    )
+    max_prompt_tokens: int = setting(
+        64, help="Longer prompts are refused before the run starts.", unit="tokens", ge=1, le=1_000_000
+    )
+    max_completion_tokens: int = setting(
+        16, help="A completion is cut off here and counts as truncated.", unit="tokens", ge=1, le=1_000_000
+    )
+    temperature: float = setting(
+        1.0, help="Divides the logits when sampling and when scoring.", gt=0, le=10, knob="temperature"
+    )
+    top_p: float = setting(
+        1.0,
+        help="Sample from the smallest set of tokens with this mass; below 1 the importance ratio is biased.",
+        gt=0,
+        le=1,
+        advanced=True,
+    )
     top_k: int = setting(0, help="Sample from the k likeliest tokens; 0 means all.", unit="tokens", ge=0, advanced=True)
-    min_p: float = setting(0.0, help="Drop tokens less likely than this share of the likeliest.", ge=0, lt=1, advanced=True)
-    engine: Literal["hf"] = setting("hf", help="What generates: hf decodes with the training model itself and gives exact entropy.", advanced=True)
+    min_p: float = setting(
+        0.0, help="Drop tokens less likely than this share of the likeliest.", ge=0, lt=1, advanced=True
+    )
+    engine: Literal["hf"] = setting(
+        "hf", help="What generates: hf decodes with the training model itself and gives exact entropy.", advanced=True
+    )
 
 
 class OptimiserConfig(Settings):
     """How the weights move."""
 
-    learning_rate: float = setting(3e-4, help="Peak learning rate of AdamW.", gt=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = setting("constant", help="Course of the learning rate after warm-up.")
+    learning_rate: float = setting(1e-4, help="Peak learning rate of AdamW.", gt=0, le=1)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", help="Course of the learning rate after warm-up."
+    )
     warmup_steps: int = setting(5, help="Steps over which the learning rate rises from zero.", unit="steps", ge=0)
     steps: int = setting(160, help="Rollout batches to train on.", unit="steps", ge=1, le=10_000_000)
-    minibatches_per_step: int = setting(1, help="Optimiser updates on each rollout batch; above 1 later updates are off-policy.", ge=1, le=1024)
+    minibatches_per_step: int = setting(
+        1, help="Optimiser updates on each rollout batch; above 1 later updates are off-policy.", ge=1, le=1024
+    )
     max_gradient_norm: float = setting(1.0, help="Gradients are scaled down to this norm.", gt=0, advanced=True)
     weight_decay: float = setting(0.0, help="Decoupled weight decay.", ge=0, le=1, advanced=True)
     beta1: float = setting(0.9, help="AdamW's first moment decay.", ge=0, lt=1, advanced=True)
     beta2: float = setting(0.95, help="AdamW's second moment decay.", ge=0, lt=1, advanced=True)
     epsilon: float = setting(1e-8, help="AdamW's denominator floor.", gt=0, le=1e-2, advanced=True)
-    tokens_per_microbatch: int = setting(16384, help="Prompt and completion tokens in one forward pass; halved by itself when memory runs out, never changes the result.", unit="tokens", ge=1, advanced=True)
+    tokens_per_microbatch: int = setting(
+        16384,
+        help="Tokens in one forward pass; halved by itself when memory runs out, never changes the result.",
+        unit="tokens",
+        ge=1,
+        advanced=True,
+    )
 
 
 class EvaluationConfig(Settings):
     """Measuring on held-out prompts."""
 
-    every_steps: int = setting(20, help="Steps between evaluations; 0 turns them off. Step 0 and the last step are always measured.", unit="steps", ge=0)
-    prompts: int = setting(64, help="Held-out prompts measured each time, the same ones.", unit="prompts", ge=1, le=100_000)
-    samples_per_prompt: int = setting(16, help="Completions of each; pass@k and maj@k are taken over them.", unit="samples", ge=1, le=1024)
+    every_steps: int = setting(
+        20,
+        help="Steps between evaluations; 0 turns them off. Step 0 and the last step are always measured.",
+        unit="steps",
+        ge=0,
+    )
+    prompts: int = setting(
+        64, help="Held-out prompts measured each time, the same ones.", unit="prompts", ge=1, le=100_000
+    )
+    samples_per_prompt: int = setting(
+        16, help="Completions of each; pass@k and maj@k are taken over them.", unit="samples", ge=1, le=1024
+    )
     temperature: float = setting(1.0, help="Sampling temperature of the evaluation.", gt=0, le=10)
     greedy: bool = setting(True, help="Also decode each prompt once greedily.", advanced=True)
 
@@ -91,8 +150,12 @@ class RecordingConfig(Settings):
     """What is written down of the rollouts."""
 
     every_steps: int = setting(1, help="Steps between recorded rollout batches.", unit="steps", ge=1)
-    max_samples: int = setting(256, help="Completions recorded of a batch, whole groups first come first.", unit="samples", ge=1, le=100_000)
-    live_samples: int = setting(16, help="Completions streamed token by token while they are generated.", unit="samples", ge=0, le=256)
+    max_samples: int = setting(
+        256, help="Completions recorded of a batch, whole groups first come first.", unit="samples", ge=1, le=100_000
+    )
+    live_samples: int = setting(
+        16, help="Completions streamed token by token while they are generated.", unit="samples", ge=0, le=256
+    )
 
 
 class ResourcesConfig(Settings):
@@ -100,7 +163,9 @@ class ResourcesConfig(Settings):
 
     gpus: int = setting(0, help="GPUs to lease; 0 runs on the CPU.", ge=0, le=1024)
     cpu_threads: int = setting(1, help="Threads for each CPU process.", ge=1, le=256)
-    processes: int = setting(1, help="Trainer processes when no GPU is leased; with GPUs there is one for each.", ge=1, le=256, advanced=True)
+    processes: int = setting(
+        1, help="Trainer processes when no GPU is leased; with GPUs there is one for each.", ge=1, le=256, advanced=True
+    )
 
 
 class RunConfig(Settings):
@@ -110,7 +175,12 @@ class RunConfig(Settings):
     seed: int = setting(0, help="Seeds data order, sampling and initialisation.", ge=0, le=2**31 - 1)
     model: ModelConfig = setting(ModelConfig(), help="The policy to start from.")
     task: TaskConfig = setting(TASKS["countdown"](), help="Problems and what a right answer is.")  # type: ignore[valid-type]
-    rewards: list[RewardConfig] = setting(help="Weighted parts of the reward, summed.", default_factory=lambda: [REWARDS["task"]()], min_length=1, max_length=16)  # type: ignore[valid-type]
+    rewards: list[RewardConfig] = setting(
+        help="Weighted parts of the reward, summed.",
+        default_factory=lambda: [REWARDS["task"]()],
+        min_length=1,
+        max_length=16,
+    )  # type: ignore[valid-type]
     sampling: SamplingConfig = setting(SamplingConfig(), help="How rollouts are drawn.")
     objective: ObjectiveConfig = setting(ObjectiveConfig(), help="What is maximised and how entropy is controlled.")
     optimiser: OptimiserConfig = setting(OptimiserConfig(), help="How the weights move.")
@@ -135,11 +205,20 @@ class RunConfig(Settings):
         return self
 
 
+def dotted(location: tuple[int | str, ...]) -> str:
+    """Return a pydantic location as the path a person would write: without the tags of unions."""
+    pairs = zip(("", *location), location, strict=False)
+    tagged = [
+        (before == "task" and part in TASKS) or (isinstance(before, int) and part in REWARDS) for before, part in pairs
+    ]
+    return ".".join(str(part) for part, tag in zip(location, tagged, strict=True) if not tag)
+
+
 def errors_of(error: ValidationError) -> dict[str, str]:
-    """Return {dotted field: one sentence} of a pydantic error; cross-field messages start with the field they concern."""
+    """Return {dotted field: one sentence}; messages of cross-field checks start with the field they concern."""
     found: dict[str, str] = {}
     for item in error.errors(include_url=False):
-        path, message = ".".join(str(part) for part in item["loc"]), item["msg"].removeprefix("Value error, ")
+        path, message = dotted(item["loc"]), item["msg"].removeprefix("Value error, ")
         head, _, rest = message.partition(": ")
         if item["type"] == "value_error" and rest and " " not in head:
             path, message = head, rest

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -139,9 +139,17 @@ class Failed(EventBase):
 
 
 Event = Annotated[
-    Union[
-        Started, Metrics, Rollouts, CheckpointWritten, CheckpointRemoved, Evaluation, KnobChanged, Alert, Warned, Finished, Failed
-    ],
+    Started
+    | Metrics
+    | Rollouts
+    | CheckpointWritten
+    | CheckpointRemoved
+    | Evaluation
+    | KnobChanged
+    | Alert
+    | Warned
+    | Finished
+    | Failed,
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Any] = TypeAdapter(Event)
@@ -194,14 +202,24 @@ class Frame:
     def encode(self) -> bytes:
         """Return header and payload."""
         head = FRAME.pack(
-            FRAME_MAGIC, FRAME_VERSION, self.kind, self.attempt, self.step, self.rollout, self.first, self.count, len(self.payload)
+            FRAME_MAGIC,
+            FRAME_VERSION,
+            self.kind,
+            self.attempt,
+            self.step,
+            self.rollout,
+            self.first,
+            self.count,
+            len(self.payload),
         )
         return head + self.payload
 
 
 def progress(attempt: int, step: int, phase: str, done: int, total: int) -> Frame:
     """Return the frame that says how far a phase has come."""
-    return Frame(KIND_PROGRESS, attempt, step, payload=json.dumps({"phase": phase, "done": done, "total": total}).encode())
+    return Frame(
+        KIND_PROGRESS, attempt, step, payload=json.dumps({"phase": phase, "done": done, "total": total}).encode()
+    )
 
 
 def frames(data: bytes) -> Iterator[tuple[Frame, int]]:

@@ -1,4 +1,4 @@
-"""torch on first use: a part's settings and its maths share one file, and the web image reads the settings without torch."""
+"""torch on first use: settings and maths of a part share one file, and the web image reads them without torch."""
 
 from __future__ import annotations
 

@@ -16,23 +16,21 @@ from trainer.collect import Collector
 from trainer.config import RunConfig
 from trainer.control import Steering
 from trainer.distributed import World
-from trainer.errors import RunFailed
 from trainer.evaluation import Evaluator
 from trainer.events import Control, RunFolder
+from trainer.health import Health
 from trainer.models import resolve
 from trainer.objectives import Objective
 from trainer.optimiser import Optimiser
 from trainer.policy import Policy
 from trainer.prompts import Prompts
 from trainer.recorder import Recorder
-from trainer.report import answers, observation, peak_memory, step_metrics
+from trainer.report import answers, observation, peak_memory, step_metrics, ungraded
 from trainer.rewards.pool import RewardPool
 from trainer.rollout import engine
 from trainer.stream import Silent
 from trainer.surroundings import config_hash, microbatch_tokens, seed_everything, versions
 from trainer.update import Update, Updater
-
-BAD_STEPS_ALLOWED = 2  # the third in a row ends the run
 
 
 class Trainer:
@@ -42,7 +40,7 @@ class Trainer:
         """Load everything; raises ConfigError or RunFailed saying what does not fit."""
         self.folder, self.config, self.attempt, self.stream, self.world = folder, config, attempt, stream, world
         self.signalled = False
-        self.done, self.tokens, self.bad = 0, 0, 0
+        self.done, self.tokens, self.health = 0, 0, Health(stream)
         seed_everything(config.seed)
         resumed, complaints = checkpoint.newest(folder)
         self.resumed, self.complaints = resumed, complaints
@@ -92,7 +90,7 @@ class Trainer:
                 completions, settings, self.config.optimiser.minibatches_per_step, temperature, times
             )
             metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
-            self._check(step, update)
+            self.health.check(step, update, *ungraded(completions, self.world))
             if step % self.config.recording.every_steps == 0 or step == 1:
                 self.recorder.record(step, completions, update, self.stream)
             if "entropy/mean" in metrics:
@@ -147,20 +145,6 @@ class Trainer:
         self.signalled = signalled
         self.steering.apply(control, step, self.stream)
         return control
-
-    def _check(self, step: int, update: Update) -> None:
-        """Warn of numbers that are not finite; the third step of them in a row ends the run."""
-        if not update.problems:
-            self.bad = 0
-            return
-        self.bad += 1
-        why = "; ".join(dict.fromkeys(update.problems))
-        self.stream.emit("warning", step, code="nonfinite", message=f"{why}; the weights stay as they were")
-        if self.bad > BAD_STEPS_ALLOWED:
-            raise RunFailed(
-                f"{self.bad} steps in a row could not be taken ({why}); lower optimiser.learning_rate, or resume "
-                "from an earlier checkpoint"
-            )
 
     # -- after a step ---------------------------------------------------------------------------------------------
 

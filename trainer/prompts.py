@@ -13,14 +13,12 @@ from trainer.tasks import Row, Task
 
 def encode(tokenizer: Any, task: Task, rows: Sequence[Row]) -> list[tuple[int, ...]]:
     """Return the token ids of each row's prompt, through the chat template where the task wants it and there is one."""
-    texts = [row.prompt for row in rows]
     if task.chat and tokenizer.chat_template:
-        return [tuple(_chat(tokenizer, text)) for text in texts]
-    return [tuple(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
+        return [tuple(_chat(tokenizer, task.messages(row))) for row in rows]
+    return [tuple(ids) for ids in tokenizer([row.prompt for row in rows])["input_ids"]] if rows else []
 
 
-def _chat(tokenizer: Any, text: str) -> list[int]:
-    messages = [{"role": "user", "content": text}]
+def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
         "input_ids"
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +35,13 @@ def answers(
         if not c.auxiliary
     ]
     return [entry for part in world.gather(mine) for entry in part]
+
+
+def ungraded(completions: Sequence[Completion], world: World) -> tuple[Counter[str], int]:
+    """Return the ungraded completions of all processes by reason, and how many completions there are."""
+    mine = Counter(c.scored.reason or "no score" for c in completions if c.scored.reward is None)
+    parts = world.gather((mine, len(completions)))
+    return sum((reasons for reasons, _ in parts), Counter()), sum(number for _, number in parts)
 
 
 def step_metrics(

@@ -258,3 +258,11 @@ def test_auxiliary_rollouts_are_drawn_and_kept_apart(tmp_path):
     rows = pq.read_table(folder.rollout_file(1)).to_pylist()
     assert len(rows) == 20  # 4 groups of 4, and one prompt in four sampled again
     assert sum(bool(row["flags"][0] & 4) for row in rows) == 4
+
+
+def test_a_run_that_can_grade_nothing_ends_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.rewards.pool.score_sample", lambda *_: Scored(None, reason="timeout"))
+    folder = make(tmp_path, small(evaluation={"every_steps": 0}))
+    with pytest.raises(RunFailed, match=r"no completion of 3 steps in a row could be graded .*timeout"):
+        train(folder)
+    assert [event["step"] for event in events(folder, "warning") if event["code"] == "invalid"] == [1, 2, 3]

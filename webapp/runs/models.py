@@ -101,12 +101,18 @@ class Run(models.Model):
     lease_token = models.BigIntegerField(default=0, help_text="Rises with every claim.")
     lease_expires_at = models.DateTimeField(null=True, blank=True)
     pid = models.PositiveIntegerField(null=True, blank=True)
-    pid_started = models.FloatField(null=True, blank=True, help_text="Start time of the process, Unix seconds: a pid alone can be reused.")
-    boot_id = models.CharField(max_length=64, blank=True, default="", help_text="Boot and pid namespace in which the pid means something.")
+    pid_started = models.FloatField(
+        null=True, blank=True, help_text="Start time of the process, Unix seconds: a pid alone can be reused."
+    )
+    boot_id = models.CharField(
+        max_length=64, blank=True, default="", help_text="Boot and pid namespace in which the pid means something."
+    )
 
     # Requests flow down through the row.
     stop_requested_at = models.DateTimeField(null=True, blank=True)
-    kill_requested_at = models.DateTimeField(null=True, blank=True, help_text="End the processes without waiting for a checkpoint.")
+    kill_requested_at = models.DateTimeField(
+        null=True, blank=True, help_text="End the processes without waiting for a checkpoint."
+    )
     control_seq = models.PositiveIntegerField(default=0)
     control_knobs = models.JSONField(default=dict, blank=True, help_text="Latest requested value of each steered knob.")
 
@@ -119,7 +125,9 @@ class Run(models.Model):
     heartbeat_at = models.DateTimeField(null=True, blank=True, help_text="Last sign of life of the trainer.")
     last_seq = models.BigIntegerField(default=0, help_text="Highest ingested event.")
     events_offset = models.BigIntegerField(default=0, help_text="Bytes of events.jsonl ingested.")
-    knobs = models.JSONField(default=dict, blank=True, help_text="Steerable knobs of the running attempt with current values.")
+    knobs = models.JSONField(
+        default=dict, blank=True, help_text="Steerable knobs of the running attempt with current values."
+    )
     summary = models.JSONField(default=dict, blank=True, help_text="Latest value of each metric.")
     spark_reward = models.JSONField(default=list, blank=True)
     spark_entropy = models.JSONField(default=list, blank=True)
@@ -161,7 +169,11 @@ class Run(models.Model):
     @property
     def unresponsive(self) -> bool:
         """A badge, not an end: no sign of life for a while, data that arrives later is still accepted."""
-        return self.state == State.RUNNING and bool(self.heartbeat_at) and timezone.now() - self.heartbeat_at > UNRESPONSIVE_AFTER
+        return (
+            self.state == State.RUNNING
+            and bool(self.heartbeat_at)
+            and timezone.now() - self.heartbeat_at > UNRESPONSIVE_AFTER
+        )
 
 
 class Event(models.Model):
@@ -246,7 +258,9 @@ class Gpu(models.Model):
     uuid = models.CharField(max_length=80, blank=True, default="")
     name = models.CharField(max_length=120, blank=True, default="")
     memory_bytes = models.BigIntegerField(default=0)
-    suspect = models.BooleanField(default=False, help_text="Memory stayed in use after its run ended; not leased until free.")
+    suspect = models.BooleanField(
+        default=False, help_text="Memory stayed in use after its run ended; not leased until free."
+    )
     run = models.ForeignKey(Run, null=True, blank=True, on_delete=models.SET_NULL, related_name="gpus")
 
     class Meta:
