@@ -12,6 +12,7 @@ from trainer import events
 from webapp.runs.models import Checkpoint, Run, State
 
 SPARK_POINTS = 40
+KNOB = "knob/"  # metrics of this section say which knobs were in force during the step
 SPARKS = {"spark_reward": "reward/mean", "spark_entropy": "entropy/mean"}
 # Columns that folding may change; the offset and counters of ingest itself are beside them.
 FIELDS = ["state", "step", "total_steps", "heartbeat_at", "knobs", "summary", *SPARKS]
@@ -47,6 +48,9 @@ def _started(run: Run, event: events.Started) -> None:
 def _metrics(run: Run, event: events.Metrics) -> None:
     run.step = event.step
     run.summary = {**run.summary, **event.values}
+    # Controllers move knobs without an event of their own.
+    force = {name.removeprefix(KNOB): value for name, value in event.values.items() if name.startswith(KNOB)}
+    run.knobs = {name: {**spec, "value": force.get(name, spec["value"])} for name, spec in run.knobs.items()}
     for field, name in SPARKS.items():
         if name in event.values and event.step % stride(event.step) == 0:
             points = [*getattr(run, field), round(event.values[name], 6)]

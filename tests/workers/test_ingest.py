@@ -77,6 +77,12 @@ def test_metrics_move_step_summary_and_heartbeat(run, file):
     assert Event.objects.get(run=run, seq=2).data == {"values": {"reward/mean": 0.5, "entropy/mean": 1.5}}
 
 
+def test_metrics_tell_where_controllers_moved_a_knob(run, file):
+    file.write(file.started(), file.metrics(1, knob__temperature=0.7, knob__unknown=3.0))
+    ingest(run)
+    assert run.knobs == {"temperature": {"value": 0.7, "low": 0.1, "high": 2.0, "help": "", "unit": ""}}
+
+
 def test_a_torn_line_waits_for_its_end(run, file):
     first, second = file.started(), file.metrics(1, reward__mean=0.5)
     file.write(first, second[:20])
