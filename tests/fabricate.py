@@ -45,9 +45,15 @@ HOSTILE = (
     "left\u202eright-to-left\u202c zero\u200bwidth \x07bell \x1b[31mred\x1b[0m tab\there\nnew line 👩‍👩‍👧 数字"
 )
 LISTS = {
-    "token_ids": pa.uint32(), "byte_offsets": pa.uint32(), "entropy": pa.float16(), "logprob": pa.float32(),
-    "engine_logprob": pa.float32(), "weight": pa.float16(), "entropy_weight": pa.float16(), "flags": pa.uint8(),
-}  # fmt: skip
+    "token_ids": pa.uint32(),
+    "byte_offsets": pa.uint32(),
+    "entropy": pa.float16(),
+    "logprob": pa.float32(),
+    "engine_logprob": pa.float32(),
+    "weight": pa.float16(),
+    "entropy_weight": pa.float16(),
+    "flags": pa.uint8(),
+}
 
 
 def char_tokens(text: str) -> list[str]:
@@ -72,13 +78,26 @@ def completion_row(
     logprob = [-rng.expovariate(1 / max(0.02, value)) for value in entropy]
     advantage = reward * 2 - 1
     row = {
-        "group": group, "sample": sample, "row_key": f"row-{group}", "prompt": prompt, "completion": "".join(tokens),
-        "reward": reward, "reward_parts": json.dumps({"task": reward, "format": 1.0}), "advantage": advantage, "finish_reason": "stop",
-        "branch_parent": None, "branch_token": None,
-        "token_ids": [sum(token.encode()) % VOCABULARY for token in tokens], "byte_offsets": offsets, "entropy": entropy, "logprob": logprob,
-        "engine_logprob": logprob, "weight": [advantage if rng.random() > 0.1 else 0.0 for _ in tokens],
-        "entropy_weight": [0.01] * len(tokens), "flags": [1 if rng.random() < 0.05 else 0 for _ in tokens],
-    }  # fmt: skip
+        "group": group,
+        "sample": sample,
+        "row_key": f"row-{group}",
+        "prompt": prompt,
+        "completion": "".join(tokens),
+        "reward": reward,
+        "reward_parts": json.dumps({"task": reward, "format": 1.0}),
+        "advantage": advantage,
+        "finish_reason": "stop",
+        "branch_parent": None,
+        "branch_token": None,
+        "token_ids": [sum(token.encode()) % VOCABULARY for token in tokens],
+        "byte_offsets": offsets,
+        "entropy": entropy,
+        "logprob": logprob,
+        "engine_logprob": logprob,
+        "weight": [advantage if rng.random() > 0.1 else 0.0 for _ in tokens],
+        "entropy_weight": [0.01] * len(tokens),
+        "flags": [1 if rng.random() < 0.05 else 0 for _ in tokens],
+    }
     return row | changes
 
 
@@ -86,11 +105,20 @@ def write_rollouts(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as the trainer's recorder does."""
     schema = pa.schema(
         [
-            ("group", pa.uint32()), ("sample", pa.uint32()), ("row_key", pa.string()), ("prompt", pa.string()), ("completion", pa.string()),
-            ("reward", pa.float32()), ("reward_parts", pa.string()), ("advantage", pa.float32()), ("finish_reason", pa.string()),
-            ("branch_parent", pa.uint32()), ("branch_token", pa.uint32()), *((name, pa.list_(kind)) for name, kind in LISTS.items()),
+            ("group", pa.uint32()),
+            ("sample", pa.uint32()),
+            ("row_key", pa.string()),
+            ("prompt", pa.string()),
+            ("completion", pa.string()),
+            ("reward", pa.float32()),
+            ("reward_parts", pa.string()),
+            ("advantage", pa.float32()),
+            ("finish_reason", pa.string()),
+            ("branch_parent", pa.uint32()),
+            ("branch_token", pa.uint32()),
+            *((name, pa.list_(kind)) for name, kind in LISTS.items()),
         ]
-    )  # fmt: skip
+    )
     columns = {}
     for field in schema:
         values = [row[field.name] for row in rows]
@@ -159,13 +187,32 @@ class Fabricator:
         share, noise = 1 - math.exp(-step / 25), self.rng.gauss(0, 0.02)
         entropy = 0.4 + 1.1 * math.exp(-step / 18) + noise + (0.08 if attempt > 1 else 0)
         return {
-            "reward/mean": 0.15 + 0.7 * share + noise, "reward/std": 0.4, "reward/task": 0.15 + 0.7 * share + noise, "reward/zero_variance": share / 2,
-            "reward/distinct": 5 - 2 * share + noise, "entropy/mean": entropy, "entropy/p10": entropy * 0.15, "entropy/p50": entropy * 0.7,
-            "entropy/p90": entropy * 2.1, "entropy/target_low": 0.5, "entropy/target_high": 0.5, "entropy/sampled": entropy + noise,
-            "length/mean": 9 + 2 * share + noise * 4, "length/max": 16.0, "length/truncated": 0.02, "clip/share": 0.02 + abs(noise) / 4,
-            "grad/norm": 0.6 + abs(noise) * 8, "kl/old": abs(noise) / 20, "advantage/std": 0.9, "objective/loss": noise,
-            "time/sample": 0.5 + abs(noise), "time/reward": 0.05, "time/score": 0.2, "time/update": 0.35, "time/step": 1.15,
-        }  # fmt: skip
+            "reward/mean": 0.15 + 0.7 * share + noise,
+            "reward/std": 0.4,
+            "reward/task": 0.15 + 0.7 * share + noise,
+            "reward/zero_variance": share / 2,
+            "reward/distinct": 5 - 2 * share + noise,
+            "entropy/mean": entropy,
+            "entropy/p10": entropy * 0.15,
+            "entropy/p50": entropy * 0.7,
+            "entropy/p90": entropy * 2.1,
+            "entropy/target_low": 0.5,
+            "entropy/target_high": 0.5,
+            "entropy/sampled": entropy + noise,
+            "length/mean": 9 + 2 * share + noise * 4,
+            "length/max": 16.0,
+            "length/truncated": 0.02,
+            "clip/share": 0.02 + abs(noise) / 4,
+            "grad/norm": 0.6 + abs(noise) * 8,
+            "kl/old": abs(noise) / 20,
+            "advantage/std": 0.9,
+            "objective/loss": noise,
+            "time/sample": 0.5 + abs(noise),
+            "time/reward": 0.05,
+            "time/score": 0.2,
+            "time/update": 0.35,
+            "time/step": 1.15,
+        }
 
     def step(self, step: int, attempt: int, rows: list[dict[str, Any]] | None = None) -> None:
         """One training step: its metrics and its rollout file."""
@@ -236,9 +283,15 @@ class Fabricator:
             (folder / name).write_bytes(content)
         size = sum(len(content) for content in files.values())
         Checkpoint.objects.update_or_create(
-            run=self.run, step=step,
-            defaults={"attempt": attempt, "path": f"checkpoints/{folder.name}", "bytes": size, "metrics": {"reward/mean": 0.5, "entropy/mean": 0.6, "evaluation/avg@16": 0.4}},
-        )  # fmt: skip
+            run=self.run,
+            step=step,
+            defaults={
+                "attempt": attempt,
+                "path": f"checkpoints/{folder.name}",
+                "bytes": size,
+                "metrics": {"reward/mean": 0.5, "entropy/mean": 0.6, "evaluation/avg@16": 0.4},
+            },
+        )
         self.emit("checkpoint", attempt, step, path=f"checkpoints/{folder.name}", bytes=size, final=False)
 
 
@@ -258,10 +311,22 @@ def fabricate_run(
 
     config = RunConfig(name="split sum at 0.5 nats", seed=7).model_dump(mode="json")
     defaults = {
-        "name": config["name"], "config": config, "objective": "skywork_adaptive", "task": "countdown", "model": config["model"]["source"],
-        "tags": ["demo", "seed-7"], "state": state, "step": steps, "total_steps": 100, "phase": "generate", "phase_done": 12, "phase_total": 64,
-        "attempt": 2 if rewound else 1, "lease_worker": "worker@here", "disk_bytes": 1_234_567,
-    }  # fmt: skip
+        "name": config["name"],
+        "config": config,
+        "objective": "skywork_adaptive",
+        "task": "countdown",
+        "model": config["model"]["source"],
+        "tags": ["demo", "seed-7"],
+        "state": state,
+        "step": steps,
+        "total_steps": 100,
+        "phase": "generate",
+        "phase_done": 12,
+        "phase_total": 64,
+        "attempt": 2 if rewound else 1,
+        "lease_worker": "worker@here",
+        "disk_bytes": 1_234_567,
+    }
     run = Run.objects.create(owner=owner, **defaults | fields)
     made = Fabricator(run, seed, every)
     if rewound:
@@ -309,6 +374,6 @@ def fabricate_run(
     }
     run.save()
     run.folder.log.write_text(
-        "loading builtin:countdown-tiny\n\x1b[32mstep 1\x1b[0m reward 0.15\nHF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123\n"
+        "loading model\n\x1b[32mstep 1\x1b[0m reward 0.15\nHF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123\n"
     )
     return run

@@ -138,7 +138,9 @@ def _thin(segment: Segment, low: int, width: float) -> Segment:
     return Segment(
         segment.attempt,
         segment.superseded,
-        *([column[at] for at in order] for column in (segment.steps, segment.values, segment.times)),
+        [segment.steps[at] for at in order],
+        [segment.values[at] for at in order],
+        [segment.times[at] for at in order],
     )
 
 

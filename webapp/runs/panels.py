@@ -38,7 +38,8 @@ def panels(run: Run) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-TIMES = ("sample", "reward", "score", "update", "evaluate", "save")
+# Evaluations and checkpoints happen now and then; in a stack they would tear every other step.
+TIMES = ("sample", "reward", "score", "update")
 
 
 def _panel(panel: str, title: str, unit: str, *series: dict[str, str], kind: str = "lines") -> dict[str, Any]:

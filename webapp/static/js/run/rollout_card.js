@@ -7,8 +7,10 @@ import { TokenText } from "./heatmap.js";
 
 const ENDS = { stop: "ended", eos: "ended", length: "cut off", live: "writing" };
 
-/** Return {element, text, rollout}; `text` is the TokenText. */
-export function rolloutCard(rollout, mode) {
+const LONG = 160, SIGNS_PER_LINE = 110, LINE = 1.25;
+
+/** Return {element, text, rollout}; `text` is the TokenText. Lists over several prompts say `withPrompt`. */
+export function rolloutCard(rollout, mode, withPrompt = false) {
   const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy } = rollout;
   const title = parts && Object.entries(parts).map(([name, value]) => `${name}: ${number(value)}`).join("\n");
   const tone = reward === null || reward === undefined ? "none" : reward > 0 ? "good" : "bad";
@@ -23,7 +25,10 @@ export function rolloutCard(rollout, mode) {
       el("span", { title: "response length" }, `${tokens} tok`),
       el("span", { title: "mean entropy" }, Number.isNaN(meanEntropy) ? EMPTY : `H ${meanEntropy.toFixed(3)}`),
       finish ? el(`span${cut ? ".rollout-cut" : ".text-secondary"}`, { title: `finish reason: ${visible(finish)}` }, ENDS[finish] ?? visible(finish)) : null),
-    body);
+    el("div", {}, withPrompt ? el("span.rollout-prompt", {}, visible(rollout.prompt)) : null, body));
+  // What is far from the viewport is not laid out; a fair guess of its height keeps the scroll bar honest.
+  element.style.containIntrinsicBlockSize = `auto ${(2 + LINE * Math.floor(rollout.completion.length / SIGNS_PER_LINE)).toFixed(1)}rem`;
+  element.classList.toggle("is-long", tokens > LONG);
   const text = new TokenText(body, mode);
   text.load(rollout.completion, rollout.columns, tokens);
   text.rollout = rollout;

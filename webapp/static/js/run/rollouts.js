@@ -10,7 +10,7 @@ import { groupFacts, groupHead, rolloutCard } from "./rollout_card.js";
 import { MODES } from "./scale.js";
 import * as url from "./url_state.js";
 
-const BATCH = 24, FOLLOW = 1000, CACHED = 6;
+const BATCH = 24, BATCH_TOKENS = 12_000, FOLLOW = 1000, CACHED = 6;
 const SORTS = { sample: null, reward: (r) => r.reward ?? -Infinity, entropy: (r) => r.meanEntropy, length: (r) => r.tokens };
 const FILTERS = { all: () => true, right: (r) => r.reward > 0, wrong: (r) => !(r.reward > 0), cut: (r) => r.finish_reason === "length" };
 
@@ -213,8 +213,8 @@ export class Reader {
     const chosen = this.group === "all" ? [...groups.values()] : [groups.get(Number(this.group)) ?? []];
     const key = SORTS[this.sort], keep = FILTERS[this.filter];
     const order = (rollouts) => (key ? rollouts.filter(keep).sort((a, b) => key(b) - key(a)) : rollouts.filter(keep));
-    const flat = this.group === "all" && key;
-    this.queue = flat ? order(chosen.flat()) : chosen.flatMap((rollouts) => [{ head: rollouts }, ...order(rollouts)]);
+    this.flat = this.group === "all" && Boolean(key);
+    this.queue = this.flat ? order(chosen.flat()) : chosen.flatMap((rollouts) => [{ head: rollouts }, ...order(rollouts)]);
     this.part("list").replaceChildren();
     this.more();
     legend(this.part("legend"), this.mode, this.bundle.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens })));
@@ -224,9 +224,11 @@ export class Reader {
   more() {
     if (!this.queue?.length) return;
     const fragment = document.createDocumentFragment();
-    for (const item of this.queue.splice(0, BATCH)) {
+    for (let added = 0, tokens = 0; this.queue.length && added < BATCH && tokens < BATCH_TOKENS; added += 1) {
+      const item = this.queue.shift();
       if (item.head) { fragment.append(groupHead(item.head[0]?.prompt ?? "", groupFacts(item.head))); continue; }
-      const card = rolloutCard(item, this.mode);
+      const card = rolloutCard(item, this.mode, this.flat);
+      tokens += item.tokens;
       this.cards.push(card);
       fragment.append(card.element);
     }
