@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,13 @@ class TokenBatch:
     truncated: Tensor | None = None  # [S] bool: cut off at max_completion_tokens
     auxiliary: Tensor | None = None  # [S] bool: drawn by an auxiliary sampling plan (AEPO, SCOPE-RL), not the main one
 
+    def need(self, field: str) -> Tensor:
+        """Return a field that has to be there; raises ValueError naming it."""
+        value = getattr(self, field)
+        if value is None:
+            raise ValueError(f"the batch lacks {field}")
+        return value
+
     @property
     def tokens(self) -> int:
         return self.logprob.shape[0]
@@ -46,7 +53,7 @@ class TokenBatch:
     def sequences(self) -> int:
         return self.group.shape[0]
 
-    def replace(self, **changes: Tensor | None) -> TokenBatch:
+    def replace(self, **changes: Any) -> TokenBatch:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 

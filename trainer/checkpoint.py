@@ -84,7 +84,7 @@ def merged(policy: Policy) -> dict[str, torch.Tensor]:
     for name, module in policy.lm.named_modules():
         if isinstance(module, BaseTunerLayer):
             weight = found[f"{name}.weight"]
-            found[f"{name}.weight"] = weight + module.get_delta_weight("default").to(weight)
+            found[f"{name}.weight"] = weight + module.get_delta_weight("default").to(weight)  # type: ignore[attr-defined]
     return found
 
 
@@ -155,7 +155,7 @@ def newest(folder: RunFolder) -> tuple[Path | None, list[str]]:
 
     None means that no checkpoint was ever written. Raises RunFailed where there are some and none verifies.
     """
-    complaints = []
+    complaints: list[str] = []
     for path in existing(folder):
         wrong = problem(path)
         if not wrong:
@@ -195,7 +195,7 @@ def rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

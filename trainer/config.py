@@ -18,7 +18,9 @@ from trainer.errors import ConfigError
 from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
 from trainer.rewards import REWARDS, RewardConfig
+from trainer.rewards.task import TaskReward
 from trainer.tasks import TASKS, TaskConfig
+from trainer.tasks.countdown import Countdown
 
 
 class LoraConfig(Settings):
@@ -174,13 +176,13 @@ class RunConfig(Settings):
     name: str = setting("", help="Shown in lists; empty means one is made up.", max_length=120)
     seed: int = setting(0, help="Seeds data order, sampling and initialisation.", ge=0, le=2**31 - 1)
     model: ModelConfig = setting(ModelConfig(), help="The policy to start from.")
-    task: TaskConfig = setting(TASKS["countdown"](), help="Problems and what a right answer is.")  # type: ignore[valid-type]
+    task: TaskConfig = setting(Countdown(), help="Problems and what a right answer is.")
     rewards: list[RewardConfig] = setting(
         help="Weighted parts of the reward, summed.",
-        default_factory=lambda: [REWARDS["task"]()],
+        default_factory=lambda: [TaskReward()],
         min_length=1,
         max_length=16,
-    )  # type: ignore[valid-type]
+    )
     sampling: SamplingConfig = setting(SamplingConfig(), help="How rollouts are drawn.")
     objective: ObjectiveConfig = setting(ObjectiveConfig(), help="What is maximised and how entropy is controlled.")
     optimiser: OptimiserConfig = setting(OptimiserConfig(), help="How the weights move.")

@@ -50,7 +50,8 @@ def with_lora(lm: Any, config: ModelConfig, adapter: Path | None) -> Any:
         return peft.PeftModel.from_pretrained(lm, adapter, is_trainable=True)
     lora = config.lora
     settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+        r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]  # floats are fine
+        lora_dropout=lora.dropout, task_type="CAUSAL_LM",
         target_modules=list(lora.target_modules) or "all-linear",
     )  # fmt: skip
     try:

@@ -41,7 +41,7 @@ def setting(
     folds the field away; `knob` names the steerable knob that starts at this value; `show_if` maps a sibling field
     to the value (or list of values) at which this one matters. Other keywords are pydantic's (ge, gt, le, lt, ...).
     """
-    extra = {"unit": unit, "advanced": advanced, "knob": knob, "show_if": show_if}
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "knob": knob, "show_if": show_if}
     extra = {name: value for name, value in extra.items() if value}
     if "default_factory" in constraints:
         return Field(description=help, title=title, json_schema_extra=extra, **constraints)

@@ -148,7 +148,8 @@ class Policy:
         """Return TokenStats of the completion tokens of one rectangle; right padding is behind every real token."""
         width = max(len(row) for row in rows) - 1  # nothing is predicted from the last token
         ids = torch.zeros(len(rows), width, dtype=torch.long)
-        take, target = [], []
+        take: list[torch.Tensor] = []
+        target: list[int] = []
         for index, row in enumerate(rows):
             ids[index, : len(row) - 1] = torch.tensor((row.prompt + row.completion)[:-1])
             first = index * width + len(row.prompt) - 1  # the hidden state before a token predicts it

@@ -31,8 +31,8 @@ class Prompts:
         """Read and encode all rows; raises ConfigError for an empty split, a long prompt or a short context."""
         self.task: Task = config.task
         self.seed, self.per_step = config.seed, config.sampling.prompts_per_step
-        self.train = list(config.task.rows("train", config.seed))
-        self.held_out = list(config.task.rows("held_out", config.seed))[: config.evaluation.prompts]
+        self.train = list(self.task.rows("train", config.seed))
+        self.held_out = list(self.task.rows("held_out", config.seed))[: config.evaluation.prompts]
         if not self.train:
             raise ConfigError("task: there is no training prompt; choose a data set with at least one row", "task")
         self.train_ids = encode(tokenizer, config.task, self.train)

@@ -116,9 +116,9 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
         "branch_token": [None] * len(chosen),
         "token_ids": [list(c.tokens.completion) for c in chosen],
         "byte_offsets": [c.offsets for c in chosen],
-        "entropy": lists(batch.old_entropy.half()),
-        "logprob": lists(batch.old_logprob.float()),
-        "engine_logprob": lists(batch.engine_logprob.float()),
+        "entropy": lists(batch.need("old_entropy").half()),
+        "logprob": lists(batch.need("old_logprob").float()),
+        "engine_logprob": lists(batch.need("engine_logprob").float()),
         "weight": lists(update.weight.clamp(-65504, 65504).half()),
         "entropy_weight": lists(update.entropy_weight.clamp(-65504, 65504).half()),
         "flags": lists(_flags(update)),
@@ -127,7 +127,7 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
 
 def _flags(update: Update) -> Tensor:
     batch = update.batch
-    flags = (~batch.per_token(batch.valid)).byte() * FLAG_INVALID
+    flags = (~batch.per_token(batch.need("valid"))).byte() * FLAG_INVALID
     if batch.mask is not None:
         flags |= (batch.mask == 0).byte() * FLAG_MASKED
     if batch.auxiliary is not None:

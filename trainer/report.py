@@ -49,25 +49,26 @@ def step_metrics(
 ) -> dict[str, float]:
     """Return every figure that follows from the batch; figures without a sample are left out."""
     batch = update.batch
-    main = torch.ones_like(batch.valid) if batch.auxiliary is None else ~batch.auxiliary
-    valid, tokens = batch.valid & main, main[batch.sequence]
+    graded_ok, entropy, logprob = batch.need("valid"), batch.need("old_entropy"), batch.need("old_logprob")
+    main = torch.ones_like(graded_ok) if batch.auxiliary is None else ~batch.auxiliary
+    valid, tokens = graded_ok & main, main[batch.sequence]
     found = {
         **_reward(batch.reward[valid], batch.group[valid]),
         **_graded(graded),
-        "reward/invalid": float((main & ~batch.valid).sum()),
-        **_entropy(batch.old_entropy[tokens], batch.old_logprob[tokens]),
+        "reward/invalid": float((main & ~graded_ok).sum()),
+        **_entropy(entropy[tokens], logprob[tokens]),
         "length/mean": float(batch.length[main].double().mean()),
         "length/max": float(batch.length[main].max()),
-        "length/truncated": float(batch.truncated[main].double().mean()),
-        "mismatch/mean_abs": float((batch.engine_logprob - batch.old_logprob)[tokens].abs().mean()),
+        "length/truncated": float(batch.need("truncated")[main].double().mean()),
+        "mismatch/mean_abs": float((batch.need("engine_logprob") - logprob)[tokens].abs().mean()),
     }
     if batch.ref_logprob is not None:
-        gap = (batch.ref_logprob - batch.old_logprob)[tokens]
+        gap = (batch.ref_logprob - logprob)[tokens]
         found["kl/ref"] = float((gap.exp() - gap - 1).mean())  # k3 (Schulman 2020): unbiased and never negative
     if batch.advantage is not None:
-        found |= _advantage(batch.advantage, batch.mask)
+        found |= _advantage(batch.advantage, batch.need("mask"))
     if batch.auxiliary is not None and bool(batch.auxiliary.any()):
-        found["reward/auxiliary_mean"] = float(batch.reward[batch.auxiliary & batch.valid].double().mean())
+        found["reward/auxiliary_mean"] = float(batch.reward[batch.auxiliary & graded_ok].double().mean())
     for name, values in update.metrics.items():
         found[RENAMED.get(name, name)] = sum(values) / len(values)
     if update.norms:

@@ -28,7 +28,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     # Not torch.use_deterministic_algorithms: the same switch, but it imports the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("default" if torch.cuda.is_available() else "error")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and hides nothing here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, hides nothing here
 
 
 def config_hash(config: RunConfig) -> str:

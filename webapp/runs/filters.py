@@ -22,7 +22,7 @@ STATE_ORDER = [
     *(State.INTERRUPTED, State.STOPPED, State.FINISHED, State.DRAFT),
 ]
 # What the state tabs group together.
-GROUPS: dict[str, tuple[State, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "running": ALIVE,
     "queued": (State.QUEUED,),
     "finished": (State.FINISHED,),
