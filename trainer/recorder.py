@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("completion", pa.string()),
         pa.field("reward", pa.float32()),  # null: invalid
         pa.field("reward_parts", pa.string()),  # JSON
+        pa.field("right", pa.bool_()),  # what pass@k counts; null: invalid
         pa.field("advantage", pa.float32()),  # mean over the completion's tokens
         pa.field("finish_reason", pa.string()),
         pa.field("branch_parent", pa.uint32()),
@@ -110,6 +111,7 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
         "completion": [c.text for c in chosen],
         "reward": [c.scored.reward for c in chosen],
         "reward_parts": [json.dumps(c.scored.parts) for c in chosen],
+        "right": [c.right for c in chosen],
         "advantage": [float(part.mean()) if len(part) else 0.0 for part in lists(advantage)],
         "finish_reason": [c.finish_reason for c in chosen],
         "branch_parent": [None] * len(chosen),

@@ -33,7 +33,7 @@ COLUMNS = {
     "flags": pa.uint8(),
 }
 DTYPES = {pa.uint32(): "u32", pa.float32(): "f32", pa.float16(): "f16", pa.uint8(): "u8"}
-FACTS = ("group", "sample", "prompt", "completion", "reward", "advantage", "finish_reason", "row_key")
+FACTS = ("group", "sample", "prompt", "completion", "reward", "right", "advantage", "finish_reason", "row_key")
 
 
 # --- Series ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ const LONG = 160, SIGNS_PER_LINE = 110, LINE = 1.25;
 export function rolloutCard(rollout, mode, withPrompt = false) {
   const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy } = rollout;
   const title = parts && Object.entries(parts).map(([name, value]) => `${name}: ${number(value)}`).join("\n");
-  const tone = reward === null || reward === undefined ? "none" : reward > 0 ? "good" : "bad";
+  const tone = reward === null || reward === undefined ? "none" : rollout.right ? "good" : "bad";
   const side = advantage > 0 ? "up" : advantage < 0 ? "down" : "zero";
   const body = el("div.rollout-text", { tabIndex: -1, role: "textbox", ariaReadOnly: "true", ariaMultiLine: "true", ariaLabel: `Completion ${rollout.sample + 1}` });
   const cut = finish === "length";
@@ -38,12 +38,12 @@ export function rolloutCard(rollout, mode, withPrompt = false) {
 /** What a group of completions of one prompt says: pass rate, and whether it teaches anything. */
 export function groupFacts(rollouts) {
   const rewards = rollouts.map(({ reward }) => reward).filter((reward) => reward !== null && reward !== undefined);
-  const right = rewards.filter((reward) => reward > 0).length;
+  const right = rollouts.filter((rollout) => rollout.right).length;
   const flat = rewards.length > 1 && rewards.every((reward) => reward === rewards[0]);
   const entropies = rollouts.map(({ meanEntropy }) => meanEntropy).filter((value) => !Number.isNaN(value));
   return {
     right, graded: rewards.length,
-    badge: !flat ? "" : rewards[0] > 0 ? "all right" : "all wrong",
+    badge: !flat ? "" : right ? "all right" : "all wrong",
     entropy: entropies.length ? entropies.reduce((sum, value) => sum + value, 0) / entropies.length : NaN,
   };
 }

@@ -12,7 +12,7 @@ import * as url from "./url_state.js";
 
 const BATCH = 24, BATCH_TOKENS = 12_000, FOLLOW = 1000, CACHED = 6;
 const SORTS = { sample: null, reward: (r) => r.reward ?? -Infinity, entropy: (r) => r.meanEntropy, length: (r) => r.tokens };
-const FILTERS = { all: () => true, right: (r) => r.reward > 0, wrong: (r) => !(r.reward > 0), cut: (r) => r.finish_reason === "length" };
+const FILTERS = { all: () => true, right: (r) => r.right, wrong: (r) => !r.right, cut: (r) => r.finish_reason === "length" };
 
 export class Reader {
   constructor(root, { indexUrl, rolloutUrl, vocabulary }) {
