@@ -56,6 +56,7 @@ def test_fields_appear_where_they_matter(open_page, alice):
 
 def test_rewards_are_added_and_swapped(open_page, alice):
     page = open_page(alice, "/runs/new/")
+    page.wait_for_selector("#run-form[data-htmx-powered]")
     page.click("button[value='add:rewards']")
     page.select_option("[name='rewards.1.type']", "exact")
     page.wait_for_selector("[name='rewards.1.ignore_case'][type=checkbox]")

@@ -24,6 +24,7 @@ def shown(page) -> list[str]:
 
 def test_search_narrows_and_the_address_follows(open_page, alice, runs):
     page = open_page(alice, "/runs/")
+    page.wait_for_selector("#filters[data-htmx-powered]")
     page.keyboard.press("/")
     page.keyboard.type("bet")
     expect(page.locator(".run-link")).to_have_count(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,7 +77,13 @@ def metrics(runs: Sequence[Run]) -> list[str]:
     """Return the names of the metrics any of the runs has, those people look at first in front."""
     names = {name for run in runs for name in run.summary}
     rank = {name: place for place, name in enumerate(FIRST)}
-    return sorted(names, key=lambda name: (min((rank[f] for f in FIRST if name.startswith(f)), default=99), name))
+
+    def order(name: str) -> tuple[int, list[tuple[int, str]]]:
+        # Numbers in names count as numbers: pass@2 comes before pass@16.
+        pieces = [(int(piece) if piece.isdecimal() else -1, piece) for piece in re.split(r"(\d+)", name)]
+        return min((rank[first] for first in FIRST if name.startswith(first)), default=99), pieces
+
+    return sorted(names, key=order)
 
 
 def summary(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[float | None], int | None]]:

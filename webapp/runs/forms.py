@@ -61,9 +61,9 @@ class RunForm:
             return RunForm(data, errors=place(SHAPE, errors_of(error)), op=self.op)
 
     @property
-    def ready(self) -> bool:
-        """Whether nothing is known that would stop the run."""
-        return self.config is not None and not self.errors
+    def ready(self) -> RunConfig | None:
+        """The config, if nothing is known that would stop its run."""
+        return None if self.errors else self.config
 
     def refuse(self, problems: dict[str, str]) -> None:
         """Add what a check found, by dotted config path."""

@@ -56,11 +56,11 @@ async def create(request: Request) -> HttpResponse:
         return await sync_to_async(_page)(request, form, 200)
     tried = None
     if form.ready and request.POST.get("action") == "launch":
-        tried = await checks.deep(form.config)
+        tried = await checks.deep(form.ready)
         form.refuse(tried.problems)
-    if not form.ready:
+    if form.ready is None:
         return await sync_to_async(_page)(request, form, 422, tried)
-    return await sync_to_async(_save)(request, form.config)
+    return await sync_to_async(_save)(request, form.ready)
 
 
 def _save(request: Request, config: RunConfig) -> HttpResponse:
@@ -226,7 +226,7 @@ async def try_out(request: Request) -> HttpResponse:
     form = await sync_to_async(_judged)(request)
     tried = None
     if form.ready:
-        tried = await checks.deep(form.config)
+        tried = await checks.deep(form.ready)
         form.refuse(tried.problems)
     context = await sync_to_async(lambda: panel_context(form) | {"tried": tried, "asked": True})()
     return await sync_to_async(render)(request, "runs/_create_tried.html", context)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fabricate import fabricate_run, sums, write_rollouts
 from trainer.config import RunConfig
-from webapp.runs.comparison import COLOURS, colours, differences, flatten, shared_prompts, summary
+from webapp.runs.comparison import COLOURS, colours, differences, flatten, metrics, shared_prompts, summary
 from webapp.runs.models import Event, Run
 
 pytestmark = pytest.mark.django_db
@@ -66,6 +66,14 @@ def test_the_summary_marks_the_highest(alice):
         name: (values, best) for name, values, best in summary(runs, ["reward/mean", "evaluation/pass@16", "grad/norm"])
     }
     assert found == {"reward/mean": ([0.2, 0.9, None], 1), "evaluation/pass@16": ([0.5, 0.5, 0.5], None)}
+
+
+def test_metrics_come_in_the_order_people_read_them(alice):
+    run = make(alice, "a")
+    run.summary = dict.fromkeys(
+        ["grad/norm", "evaluation/pass@16", "evaluation/pass@2", "entropy/mean", "reward/mean"], 1.0
+    )
+    assert metrics([run]) == ["reward/mean", "entropy/mean", "evaluation/pass@2", "evaluation/pass@16", "grad/norm"]
 
 
 def record(run: Run, step: int, keys: list[str]) -> None:

@@ -119,7 +119,7 @@ def _node(name: str, info: FieldInfo) -> Node:
     return _leaf(common, inner, info, extra, default, optional=optional)
 
 
-def _choice(common: dict[str, Any], models: list[type[BaseModel]], default: Any) -> Node:
+def _choice(common: dict[str, Any], models: list[type[BaseModel]], default: Any) -> Choice | Group:
     if len(models) == 1 and not _tag(models[0]):
         shape = shape_of(models[0], common["name"], common["label"])
         return Group(**common, children=shape.children)

@@ -71,7 +71,9 @@ export class PromptPanes {
     if (!bundle) return el("section.pane", {}, head, el("p.text-secondary", {}, "This step could not be read."));
     const rollouts = bundle.rollouts.filter((rollout) => rollout.row_key === key);
     const facts = groupFacts(rollouts);
-    head.append(el("span.text-secondary", {}, `step ${bundle.step} · ${facts.right} of ${facts.graded} right · H ${Number.isNaN(facts.entropy) ? "–" : facts.entropy.toFixed(3)}`));
+    // Runs of older trainers did not record which answers are right.
+    const right = rollouts.some((rollout) => rollout.right !== undefined && rollout.right !== null) ? ` · ${facts.right} of ${facts.graded} right` : "";
+    head.append(el("span.text-secondary", {}, `step ${bundle.step}${right} · H ${Number.isNaN(facts.entropy) ? "–" : facts.entropy.toFixed(3)}`));
     const cards = rollouts.map((rollout) => rolloutCard(rollout, MODE));
     texts.push(...cards.map(({ text }) => text));
     return el("section.pane", { ariaLabel: run.name }, head, el("div.group-prompt", {}, visible(prompt)), ...cards.map(({ element }) => element));
