@@ -86,7 +86,7 @@ def dataset_delete(*, user: User, dataset: Dataset) -> int:
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """Return what `tables.inspect` says of a file, read in a child that holds no secrets and cannot outlive its time."""
+    """Return what `tables` says of a file, read in a child that holds no secrets and cannot outlive its time."""
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "PYTHONPATH": str(settings.BASE_DIR),
@@ -127,11 +127,8 @@ def _write(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
             for chunk in chunks:
                 size += len(chunk)
                 if size > settings.DATASET_MAX_BYTES:
-                    raise ValidationError(
-                        {
-                            "file": f"The file is larger than {settings.DATASET_MAX_BYTES >> 20} MiB; upload a smaller part of it."
-                        }
-                    )
+                    limit = f"{settings.DATASET_MAX_BYTES >> 20} MiB"
+                    raise ValidationError({"file": f"The file is larger than {limit}; upload a smaller part of it."})
                 digest.update(chunk)
                 file.write(chunk)
     except OSError as error:
