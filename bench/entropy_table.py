@@ -75,7 +75,9 @@ def main() -> None:
     print("| run | seed | " + " | ".join(names) + " |")
     print("|---|---|" + "---|" * len(names))
     for name, seed, found in rows:
-        print(f"| {name} | {seed} | " + " | ".join(f"{found[key]:.3g}" if key in found else "–" for key in names) + " |")
+        print(
+            f"| {name} | {seed} | " + " | ".join(f"{found[key]:.3g}" if key in found else "–" for key in names) + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class SamplingConfig(Settings):
         16, help="Completions of each prompt: the group over which advantages are taken.", unit="samples", ge=1, le=1024
     )
     max_prompt_tokens: int = setting(
-        64, help="Longer prompts are refused before the run starts.", unit="tokens", ge=1, le=1_000_000
+        32, help="Longer prompts are refused before the run starts.", unit="tokens", ge=1, le=1_000_000
     )
     max_completion_tokens: int = setting(
         16, help="A completion is cut off here and counts as truncated.", unit="tokens", ge=1, le=1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from auditlog.models import LogEntry
 from django.core.exceptions import PermissionDenied, ValidationError
 
 from trainer.config import RunConfig, load
@@ -216,6 +217,13 @@ def test_delete_frees_the_disk(draft, alice):
     assert run_delete(run=run, user=alice) == size
     assert not run.folder.path.exists()
     assert not Run.objects.exists()
+
+
+def test_a_deleted_run_stays_in_the_audit_log(draft, alice):
+    key = draft.pk
+    run_delete(run=draft, user=alice)
+    entry = LogEntry.objects.filter(object_pk=key, action=LogEntry.Action.DELETE).get()
+    assert draft.name in entry.object_repr
 
 
 def test_delete_keeps_copies(draft, alice):
