@@ -33,7 +33,7 @@ class EntropyTarget(Controller):
     type: Literal["entropy_target"] = "entropy_target"
     target: float = setting(
         0.6,
-        help="Entropy to hold, or reach: in nats, or as a multiple of the initial entropy.",
+        help="Entropy to hold or reach: in nats, or a multiple of the initial entropy; a steered value is in nats.",
         ge=0,
         le=20,
         knob="entropy_target",
