@@ -41,7 +41,7 @@ def events(folder: Path) -> list[dict]:
 def row(folder: Path) -> dict[str, float]:
     """Return the figures of one finished run."""
     seen = events(folder)
-    metrics = [event["values"] for event in seen if event["type"] == "metrics"]
+    metrics = [event["values"] for event in seen if event["type"] == "metrics" and "loss" in event["values"]]
     evaluations = [event["values"] for event in seen if event["type"] == "evaluation"]
     last = metrics[-20:]
     found = {f"start {name}": evaluations[0].get(name, float("nan")) for name in COLUMNS}
