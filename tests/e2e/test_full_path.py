@@ -315,7 +315,7 @@ def test_archive_hides_and_delete_frees_the_disk(journey):
     journey.open(journey.rival)
     page.click('form[action$="/delete/"] button')
     page.wait_for_url("**/runs/")
-    page.wait_for_selector("text=Plain GRPO was deleted")
+    page.wait_for_selector(".toast-body >> text=Plain GRPO was deleted")
     until(lambda: not folder.exists(), what="the run folder to go")
     page.goto(journey.stack.url + "/runs/?archived=1")
     assert page.locator(f"#run-{journey.rival}").count() == 0
