@@ -46,11 +46,12 @@ def free_port() -> int:
 class Stack:
     """One running Isentrope: its address, its login link, its folder and its processes."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, **more: str) -> None:
         self.home, self.port = home, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = home / "up.out"
-        env = {name: value for name, value in os.environ.items() if name not in OWN} | {"ISENTROPE_HOME": str(home)}
+        inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+        env = {**inherited, "ISENTROPE_HOME": str(home), **more}
         command = [sys.executable, "manage.py", "up", "--port", str(self.port), *arguments]
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
@@ -101,11 +102,11 @@ class Stack:
 
 
 @contextmanager
-def stack(*arguments: str) -> Iterator[Stack]:
-    """Start everything in a fresh folder; stop it and remove the folder afterwards."""
+def stack(*arguments: str, **more: str) -> Iterator[Stack]:
+    """Start everything in a fresh folder, with more environment; stop it and remove the folder afterwards."""
     # Short, because a unix socket's path has at most 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="isentrope-e2e-", dir="/tmp"))
-    running = Stack(home, *arguments)
+    running = Stack(home, *arguments, **more)
     try:
         running.wait()
         yield running
