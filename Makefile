@@ -59,8 +59,11 @@ chromium:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "No Chromium found: install it (apt install chromium), the end-to-end tests need it."; fi
 
+# The quick ones; bench/smollm2_run.py and bench/entropy_table.py take minutes and are run by hand.
+BENCHES := live_latency heatmap run_list
+
 bench: install
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHES); do echo "== bench/$$name.py"; $(BIN)/python bench/$$name.py || exit 1; done
 
 gpu-check: install
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
