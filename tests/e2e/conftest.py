@@ -21,15 +21,18 @@ def eventually(page, expression: str, arg: object = None, *, seconds: float = 20
         page.wait_for_timeout(40)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One headless Chromium for the session."""
+    """One headless Chromium for the tests of a module.
+
+    Not longer: the loop that Playwright keeps running in this thread would refuse every asynchronous test behind it.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     if not os.path.exists(CHROMIUM):
         pytest.skip(f"There is no browser at {CHROMIUM}; install Debian's chromium or set CHROMIUM.")
-    # Playwright keeps a loop running in this thread; Django would refuse the database for it.
-    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
-    with playwright.sync_playwright() as driver:
+    with pytest.MonkeyPatch.context() as environment, playwright.sync_playwright() as driver:
+        # For the same loop Django would refuse the database.
+        environment.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
