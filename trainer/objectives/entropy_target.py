@@ -60,7 +60,7 @@ class EntropyTarget(Controller):
         help="Drawn course: (share of the run, target).", default_factory=list, show_if={"schedule": "drawn"}
     )
     kp: float = setting(1.0, help="Coefficient per relative error.", ge=0, le=10, advanced=True)
-    ki: float = setting(0.02, help="Coefficient gained in a step per relative error.", ge=0, le=10, advanced=True)
+    ki: float = setting(0.05, help="Coefficient gained in a step per relative error.", ge=0, le=10, advanced=True)
     cap: float = setting(0.3, help="Largest coefficient.", ge=0, le=1)
     floor: float = setting(-0.1, help="Smallest coefficient; 0 never pulls entropy down.", ge=-1, le=0, advanced=True)
     slew: float = setting(0.05, help="Largest change of the coefficient in a step.", gt=0, le=2, advanced=True)
