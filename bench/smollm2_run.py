@@ -1,4 +1,4 @@
-"""SmolLM2-135M on an uploaded table, through the whole app: `python bench/smollm2_run.py [--steps 8] [--lora]`.
+"""SmolLM2-135M on an uploaded table, through the whole app: `python bench/smollm2_run.py [--steps 8] [--shots] [--lora]`.
 
 Writes additions as JSONL, uploads them in the browser, says which columns are prompt and answer, launches with
 math-verify as the reward, follows the run page to the end, and prints what each step measured. Starts from nothing:
@@ -20,6 +20,7 @@ from _shared import Stack, browser_page, machine, stack, table
 
 MODEL = "builtin:smollm2-135m-instruct"
 SYSTEM = "You are a calculator. Reply with the number only."
+SHOTS = "2 + 3 = 5\n14 + 6 = 20\n{prompt}"
 SHOWN = {
     "reward": "reward/mean",
     "entropy, nats": "entropy/mean",
@@ -33,21 +34,22 @@ SHOWN = {
 
 
 def additions(path: Path, rows: int) -> None:
-    """Write rows {"question", "result"} of one- and two-digit additions."""
+    """Write rows {"question", "sum", "result"} of one- and two-digit additions."""
     rng = random.Random(1)
     with path.open("w", encoding="utf-8") as file:
         for a, b in {(rng.randint(1, 40), rng.randint(1, 9)) for _ in range(rows)}:
-            file.write(json.dumps({"question": f"What is {a} + {b}?", "result": str(a + b)}) + "\n")
+            row = {"question": f"What is {a} + {b}?", "sum": f"{a} + {b} =", "result": str(a + b)}
+            file.write(json.dumps(row) + "\n")
 
 
-def upload(page: Any, stack: Stack, table_file: Path) -> None:
+def upload(page: Any, stack: Stack, table_file: Path, prompt: str) -> None:
     """Upload the table and map its columns; ends on the new-run page with the table chosen."""
     page.goto(stack.url + "/catalog/datasets/")
     page.set_input_files('input[type="file"]', table_file)
     page.fill('[data-upload] input[name="name"]', "Additions")
     page.click("[data-upload] button")
     page.wait_for_url(re.compile(r"/datasets/\d+/"))
-    page.select_option("#prompt-column", "question")
+    page.select_option("#prompt-column", prompt)
     page.select_option("#answer-column", "result")
     page.click("text=Save columns")
     page.click("text=Launch with this")
@@ -61,13 +63,14 @@ def launch(page: Any, options: argparse.Namespace) -> str:
     page.select_option('[name="rewards.0.type"]', "math_verify")
     fields = {
         "name": "SmolLM2-135M adds",
-        "task.system": SYSTEM,
+        "task.system": "" if options.shots else SYSTEM,
+        "task.template": SHOTS if options.shots else "{prompt}",
         "sampling.prompts_per_step": options.prompts,
         "sampling.samples_per_prompt": options.samples,
         "sampling.max_prompt_tokens": 64,
         "sampling.max_completion_tokens": options.tokens,
         "optimiser.steps": options.steps,
-        "optimiser.learning_rate": 1e-4 if options.lora else 5e-6,
+        "optimiser.learning_rate": options.rate,
         "optimiser.warmup_steps": 1,
         "evaluation.every_steps": 0,
         "evaluation.prompts": 16,
@@ -77,6 +80,8 @@ def launch(page: Any, options: argparse.Namespace) -> str:
     }
     for name, value in fields.items():
         page.fill(f'[name="{name}"]', str(value))
+    if options.shots:
+        page.uncheck('input[type="checkbox"][name="task.chat_template"]')
     if options.lora:
         page.check('input[type="checkbox"][name="model.lora.enabled"]')
     page.wait_for_function(
@@ -126,6 +131,8 @@ def main() -> None:
     for name, value in {"steps": 8, "prompts": 4, "samples": 4, "tokens": 24, "rows": 300, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lora", action="store_true", help="Train adapters instead of all weights.")
+    parser.add_argument("--shots", action="store_true", help="Two examples in front instead of the chat template.")
+    parser.add_argument("--rate", type=float, default=5e-6, help="Learning rate.")
     parser.add_argument("--minutes", type=float, default=30, help="How long to wait for the end.")
     parser.add_argument("--models", type=Path, help="A folder that holds the converted model.")
     parser.add_argument("--picture", type=Path, help="Where to put a picture of the page at the end.")
@@ -135,7 +142,7 @@ def main() -> None:
         if options.models:
             shutil.copytree(options.models, running.home / "models", dirs_exist_ok=True)
         additions(running.home / "additions.jsonl", options.rows)
-        upload(page, running, running.home / "additions.jsonl")
+        upload(page, running, running.home / "additions.jsonl", "sum" if options.shots else "question")
         run = launch(page, options)
         began = time.monotonic()
         state = follow(page, options.minutes)
