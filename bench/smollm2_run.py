@@ -1,4 +1,4 @@
-"""SmolLM2-135M on an uploaded table, through the whole app: `python bench/smollm2_run.py [--steps 8] [--shots] [--lora]`.
+"""SmolLM2-135M on an uploaded table, through the whole app: `python bench/smollm2_run.py [--shots] [--lora]`.
 
 Writes additions as JSONL, uploads them in the browser, says which columns are prompt and answer, launches with
 math-verify as the reward, follows the run page to the end, and prints what each step measured. Starts from nothing:
@@ -72,7 +72,7 @@ def launch(page: Any, options: argparse.Namespace) -> str:
         "optimiser.steps": options.steps,
         "optimiser.learning_rate": options.rate,
         "optimiser.warmup_steps": 1,
-        "evaluation.every_steps": 0,
+        "evaluation.every_steps": options.steps,
         "evaluation.prompts": 16,
         "evaluation.samples_per_prompt": 4,
         "checkpoint.every_steps": 0,
