@@ -13,7 +13,7 @@ from tests.e2e.conftest import eventually
 from tests.fabricate import HOSTILE, char_tokens, completion_row, essays, fabricate_run, write_rollouts
 from trainer.events import KIND_END, KIND_PROMPT, KIND_TOKENS, Frame, progress
 from webapp.runs import live
-from webapp.runs.models import Event, Run
+from webapp.runs.models import Event, Run, State
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
@@ -152,6 +152,10 @@ def test_live_frames_arrive_token_by_token(run, alice, open_page, valkey):
     assert page.text_content(".live-prompt") == "<i>17+4=</i>"
     eventually(page, "document.querySelector('[data-run-phase]').textContent === 'sample 3 of 64'")
     eventually(page, "CSS.highlights.get('heat14').size > 0")
+
+    Run.objects.filter(pk=run.pk).update(state=State.FINISHED)
+    live.notify(run.pk)
+    page.wait_for_selector("[data-live]", state="hidden")
 
 
 def test_new_events_extend_charts_and_freeze_counts_them(run, alice, open_page):
