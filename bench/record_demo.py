@@ -17,14 +17,16 @@ from PIL import Image
 STEER_AT, STOP_AT = 60, 140  # steps
 TARGET = "0.45"  # nats, asked for at STEER_AT
 WIDTH, HEIGHT = 1400, 1480  # of the pictures
-FRAME_SIZE = (900, 560)  # of the animation
-FRAMES, FRAME_MS = 58, 200
-COLOURS = 48
-# The animation shows head, first row of charts and live completions.
+FRAME_SIZE = (900, 511)  # of the animation
+FRAMES, FRAME_MS = 42, 230
+COLOURS = 96
+# The animation shows head, two charts and live completions. A style sheet, because the page draws parts of itself anew.
 HIDE = """() => {
-  const parts = ["nav.run-tabs", "[data-steering]", ".chart-controls", ".all-metrics", "[data-reader]",
-                 ".chart:nth-child(n+4)", ".navbar", "header.navbar", ".run-facts", ".run-actions"];
-  for (const part of document.querySelectorAll(parts.join(","))) part.style.display = "none";
+  const parts = [".run-tabs", ".steering", ".chart-controls", ".all-metrics", ".reader", ".chart:nth-child(n+3)",
+                 ".navbar", ".run-facts", ".run-actions", ".live-row:nth-child(n+13)"];
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(`:is(${parts.join(",")}) { display: none !important }`);
+  document.adoptedStyleSheets = [sheet];
 }"""
 
 
@@ -54,7 +56,7 @@ def animate(still: Any, moving: Any, every: float) -> list[Image.Image]:
     frames, steered, due = [], False, 1.0
     while len(frames) < FRAMES:
         step = wait_for_step(moving, due)
-        frames.append(shot(moving, width=1100, height=684))
+        frames.append(shot(moving, width=1100, height=624))
         due = step + every
         if step >= STEER_AT and not steered:
             steer(still)
@@ -72,7 +74,11 @@ def save_picture(image: Image.Image, path: Path) -> None:
 def save_animation(frames: list[Image.Image], path: Path) -> None:
     """Write the frames with one palette, so that only what changed costs bytes; the last one stays for a moment."""
     small = [frame.resize(FRAME_SIZE, Image.Resampling.LANCZOS) for frame in frames]
-    palette = small[-1].quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
+    few = small[:: max(1, len(small) // 5)]
+    sample = Image.new("RGB", (FRAME_SIZE[0], FRAME_SIZE[1] * len(few)))
+    for index, frame in enumerate(few):
+        sample.paste(frame, (0, index * FRAME_SIZE[1]))
+    palette = sample.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
     times = [FRAME_MS] * (len(flat) - 1) + [1500]
     flat[0].save(path, save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=False)

@@ -195,8 +195,15 @@ function seriesOptions(line) {
     width: line.superseded || line.faint ? 1 : 1.75,
     dash: line.role === "target" ? [6, 4] : line.superseded ? [3, 2] : undefined,
     spanGaps: true,
-    points: { show: line.values.length === 1 || (line.name.startsWith("evaluation/") && line.values.length < 60), size: 5 },
+    // Asked at every draw: a line that began with one point grows.
+    points: { show: (plot, at) => isSparse(plot.data[at], line.name), size: 5 },
   };
+}
+
+/** A single point needs a dot to be seen; of evaluations each one counts. */
+function isSparse(values, name) {
+  const count = values.reduce((sum, value) => sum + (value !== null), 0);
+  return count === 1 || (name.startsWith("evaluation/") && count < 60);
 }
 
 /** Keep a flat line readable and never cut the extremes. */
