@@ -16,7 +16,7 @@ from PIL import Image
 
 STEER_AT, STOP_AT = 60, 140  # steps
 TARGET = "0.45"  # nats, asked for at STEER_AT
-WIDTH, HEIGHT = 1400, 1480  # of the pictures
+WIDTH, HEIGHT = 1400, 1448  # of the pictures
 FRAME_SIZE = (900, 511)  # of the animation
 FRAMES, FRAME_MS = 42, 230
 COLOURS = 96
