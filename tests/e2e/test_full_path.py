@@ -19,7 +19,7 @@ from tests.e2e.stack import Stack, sign_in, stack, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-STEPS = 80
+STEPS = 110  # enough to be alive at every action below, however slow the browser is
 EVERY = 10  # steps between checkpoints
 SHORT = 12  # steps of the second run
 LOAD = """
@@ -237,6 +237,7 @@ def later_checkpoint(journey: Journey) -> int:
 
 def test_web_restart_loses_no_step(journey):
     page = journey.page
+    assert not journey.stack.events(journey.run, "finished")[1:], "the run ended before the web server was killed"
     os.kill(journey.stack.child("web"), signal.SIGKILL)
     page.wait_for_selector('[data-run-connection]:not([data-state="live"])')
     page.wait_for_selector('[data-run-connection][data-state="live"]')
