@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class TokenBatch:
     valid: Tensor | None = None  # [S] bool: False keeps a completion out of group statistics and loss (None reward)
     truncated: Tensor | None = None  # [S] bool: cut off at max_completion_tokens
     auxiliary: Tensor | None = None  # [S] bool: drawn by an auxiliary sampling plan (AEPO, SCOPE-RL), not the main one
+    clip_low: Tensor | None = None  # [N] the token's own clip where a ClipRange part set one
+    clip_high: Tensor | None = None  # [N]
+    extra: dict[str, Tensor] = field(default_factory=dict)  # rarer statistics by name, [N] or [S] (trainer/statistics)
 
     def need(self, field: str) -> Tensor:
         """Return a field that has to be there; raises ValueError naming it."""

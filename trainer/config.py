@@ -19,6 +19,7 @@ from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
 from trainer.rewards import REWARDS, RewardConfig
 from trainer.rewards.task import TaskReward
+from trainer.statistics import unavailable
 from trainer.tasks import TASKS, TaskConfig
 from trainer.tasks.countdown import Countdown
 
@@ -190,6 +191,18 @@ class RunConfig(Settings):
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), help="What is kept to resume from and to export.")
     recording: RecordingConfig = setting(RecordingConfig(), help="What is written down of the rollouts.")
     resources: ResourcesConfig = setting(ResourcesConfig(), help="Where the run may compute.")
+
+    @model_validator(mode="after")
+    def _statistics_exist(self) -> RunConfig:
+        for part in self.objective.parts:
+            if lacking := unavailable(part.reads()):
+                names = ", ".join(f"{info.name} ({info.help})" for info in lacking)
+                raise ValueError(
+                    f"objective.parts: {part.type} reads {names}, which takes {lacking[0].missing}; the trainer cannot "
+                    "do that yet: choose another objective, or apply this one to recorded numbers with "
+                    "evaluate-objective"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:

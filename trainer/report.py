@@ -85,6 +85,7 @@ def observation(step: int, total: int, metrics: dict[str, float]) -> Observation
         entropy_sampled=metrics["entropy/sampled"],
         reward=metrics.get("reward/mean", 0.0),
         kl=metrics.get("kl/ref", 0.0),
+        metrics=metrics,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from trainer.layout import Layout
 from trainer.objectives import Objective, Outcome, Step
 from trainer.optimiser import Optimiser
 from trainer.policy import MOMENTS, Policy
+from trainer.statistics import STATISTICS
 
 SCORED = ("logprob", "entropy", *MOMENTS)
 
@@ -167,10 +169,13 @@ def subset(batch: TokenBatch, chosen: Tensor) -> TokenBatch:
         return batch
     tokens = chosen[batch.sequence]
     renumbered = chosen.long().cumsum(0) - 1
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, value in vars(batch).items():
-        if value is not None:
+        if name != "extra" and value is not None:
             changes[name] = value[chosen if name in PER_COMPLETION else tokens]
+    changes["extra"] = {
+        name: value[tokens if STATISTICS[name].domain == "token" else chosen] for name, value in batch.extra.items()
+    }
     changes["sequence"] = renumbered[changes["sequence"]]
     changes["group"] = torch.unique(changes["group"], return_inverse=True)[1]
     return TokenBatch(**changes)

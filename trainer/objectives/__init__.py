@@ -6,8 +6,7 @@ from trainer.objectives.base import STAGES, Knob, Observation, Outcome, Preset, 
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.evaluate import evaluate as _evaluate  # noqa: F401  loads the callable module `evaluate`
 from trainer.objectives.objective import Objective
-from trainer.objectives.parts import PARTS
-from trainer.objectives.presets import PRESETS
+from trainer.objectives.registry import PARTS, PRESETS
 
 __all__ = [
     "PARTS",

@@ -8,14 +8,17 @@ by micro-batch. So no result depends on micro-batch size or process count, and `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.errors import ConfigError
 from trainer.lazy import torch
 from trainer.part import Part, Settings
+from trainer.statistics import STATISTICS, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +32,11 @@ Stage = Literal[
     "sequence_multiplier",
     "token_shaper",
     "sample_filter",
+    "clip_range",
+    "token_weight",
     "token_mask",
     "surrogate",
+    "blend",
     "token_penalty",
     "regulariser",
     "aggregation",
@@ -38,9 +44,7 @@ Stage = Literal[
 ]
 STAGES: tuple[Stage, ...] = Stage.__args__  # type: ignore[attr-defined]
 
-Statistic = Literal[
-    "entropy", "entropy_grad", "old_logprob", "old_entropy", "engine_logprob", "ref_logprob", "sum_p2", "sum_p2_logp"
-]
+Domain = Literal["token", "completion", "group", "step", "history"]
 
 
 @dataclass
@@ -70,7 +74,10 @@ class Knob:
 
 @dataclass(frozen=True)
 class Observation:
-    """What controllers see after a step; `entropy` is the exact token mean, `entropy_sampled` is -mean log-prob."""
+    """What controllers see after a step; `entropy` is the exact token mean, `entropy_sampled` is -mean log-prob.
+
+    `metrics` holds every figure of the step by name, those the parts wrote included.
+    """
 
     step: int
     total_steps: int
@@ -78,6 +85,7 @@ class Observation:
     entropy_sampled: float
     reward: float
     kl: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Outcome:
     """What `Objective.apply` returns: the loss of the step and the two gradients to carry through the model.
 
     `weight` is -dL/dlogprob times the aggregation's token denominator: what the objective really multiplied a token's
-    log-prob gradient by (the advantage, under plain on-policy GRPO).
+    log-prob gradient by (the advantage, under plain on-policy GRPO). `grad_extra` holds the gradients with respect to
+    other differentiable statistics, by name, where not identically zero.
     """
 
     loss: Tensor  # []
@@ -103,16 +112,21 @@ class Outcome:
     mask: Tensor  # [N] 0/1, tokens that kept their policy gradient after all masks
     weight: Tensor  # [N]
     metrics: dict[str, float]
+    grad_extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ObjectivePart(Part):
     """Base of every part.
 
     `stage` places it, `needs` names the statistics it reads, `incompatible` the types it refuses, `requires` the types
-    it cannot do without, `moves` the knobs it writes between steps.
+    it cannot do without, `moves` the knobs it writes between steps. `formula` is LaTeX; `domain` is the widest it
+    reduces over; `may_flip` says that a token's advantage may change sign.
     """
 
     stage: ClassVar[Stage]
+    formula: ClassVar[str] = ""
+    domain: ClassVar[Domain] = "token"
+    may_flip: ClassVar[bool] = False
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     incompatible: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +135,10 @@ class ObjectivePart(Part):
     def reads(self) -> frozenset[Statistic]:
         """Return the statistics read under these settings."""
         return self.needs
+
+    def options(self, knobs: dict[str, float]) -> dict[str, Any]:
+        """Return what the computation of its statistics depends on, by the option's name in STATISTICS."""
+        return {}
 
     def band(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
         """Return the entropy band (low, high) in nats aimed at in this step; equal ends for a point target."""
@@ -157,13 +175,17 @@ class RewardShaper(ObjectivePart):
 
 class Normaliser(ObjectivePart):
     stage: ClassVar[Stage] = "normaliser"
+    domain: ClassVar[Domain] = "group"
+    per_token: ClassVar[bool] = False
 
     def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the advantage of each completion, [S]; invalid completions get 0."""
+        """Return the advantage of each completion, [S], or with `per_token` of each token, [N]; 0 where invalid."""
         raise NotImplementedError
 
 
 class SequenceMultiplier(ObjectivePart):
+    """Multiplies advantages by a factor for each completion; given advantages too."""
+
     stage: ClassVar[Stage] = "sequence_multiplier"
 
     def multiply(self, batch: TokenBatch, step: Step) -> Tensor:
@@ -172,6 +194,8 @@ class SequenceMultiplier(ObjectivePart):
 
 
 class TokenShaper(ObjectivePart):
+    """Shapes the advantage once per rollout batch, from statistics of the step-start policy."""
+
     stage: ClassVar[Stage] = "token_shaper"
 
     def shape(self, batch: TokenBatch, step: Step) -> Tensor:
@@ -194,10 +218,34 @@ class SampleFilter(ObjectivePart):
         return batch.advantage
 
 
+class ClipRange(ObjectivePart):
+    """Gives each token its own clip; surrogates that clip read it through `clip_of`."""
+
+    stage: ClassVar[Stage] = "clip_range"
+
+    def clip(self, batch: TokenBatch, step: Step, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far the ratio may fall below and rise above 1, [N] each, given the surrogate's own ends."""
+        raise NotImplementedError
+
+
+class TokenWeight(ObjectivePart):
+    """Shapes the advantage in every update, from statistics of the current policy; runs before masks."""
+
+    stage: ClassVar[Stage] = "token_weight"
+
+    def reweigh(self, batch: TokenBatch, step: Step) -> Tensor:
+        """Return the new token advantage, [N], detached."""
+        raise NotImplementedError
+
+
 class TokenMask(ObjectivePart):
-    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero policy loss, same denominator."""
+    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero policy loss, same denominator.
+
+    `once`: evaluated once per rollout batch, on the step-start policy, instead of in every update; only for `drop`.
+    """
 
     stage: ClassVar[Stage] = "token_mask"
+    once: ClassVar[bool] = False
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:
         """Return which tokens keep their gradient, [N] bool."""
@@ -212,6 +260,16 @@ class Surrogate(ObjectivePart):
 
     def loss(self, batch: TokenBatch, step: Step) -> Tensor:
         """Return the policy loss of each token, [N], differentiable in batch.logprob."""
+        raise NotImplementedError
+
+
+class Blend(ObjectivePart):
+    """Sums policy losses of several (advantage, ratio rule) pairs: it is given the surrogate to call as it likes."""
+
+    stage: ClassVar[Stage] = "blend"
+
+    def blend(self, batch: TokenBatch, step: Step, loss: Callable[[TokenBatch], Tensor]) -> Tensor:
+        """Return the policy loss of each token, [N]; `loss(batch)` is what it would have been without this part."""
         raise NotImplementedError
 
 
@@ -274,6 +332,12 @@ def demand(value: Tensor | None, name: str, part: ObjectivePart) -> Tensor:
     return value
 
 
+def statistic(batch: TokenBatch, name: Statistic, part: ObjectivePart) -> Tensor:
+    """Return a statistic of the table by name, [N] or [S]; raise ConfigError naming it where the batch lacks it."""
+    known = getattr(batch, name) if STATISTICS[name].core else batch.extra.get(name)
+    return demand(known, name, part)
+
+
 class Reference(Settings):
     """Where a preset comes from."""
 
@@ -283,13 +347,44 @@ class Reference(Settings):
     url: str = ""
 
 
+def paper(title: str, arxiv: str, year: int) -> Reference:
+    """Return the reference of an arXiv paper."""
+    return Reference(title=title, arxiv=arxiv, year=year, url=f"https://arxiv.org/abs/{arxiv}")
+
+
 class Preset(Settings):
-    """A list of parts named after its paper."""
+    """A list of parts named after its paper.
+
+    `formula` is LaTeX. `assumed` says what had to be filled in where only an abstract or summary was at hand, and makes
+    the preset experimental; `variants` says where released code and paper differ.
+    """
 
     name: str
     title: str
     summary: str
     when: str = ""
+    formula: str = ""
     reference: Reference | None = None
     confidence: Literal["code", "paper", "secondary", "reconstructed", "own"] = "paper"
+    assumed: str = ""
+    variants: str = ""
+    family: str = ""  # set by the registry
     parts: list[dict[str, Any]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Preset:
+        if self.confidence == "reconstructed" and not self.assumed:
+            raise ValueError(f"preset {self.name} is reconstructed; say in assumed what was filled in")
+        return self
+
+    @property
+    def experimental(self) -> bool:
+        return bool(self.assumed)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods of one kind; each module declares PARTS and PRESETS."""
+
+    title: str
+    modules: tuple[ModuleType, ...]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from trainer.objectives.base import STAGES, ObjectivePart
-from trainer.objectives.parts import PARTS
-from trainer.objectives.presets import PRESETS
+from trainer.objectives.registry import PARTS, PRESETS
 from trainer.part import Settings, setting
 
 EXCLUSIVE = ("normaliser", "surrogate", "aggregation", "sampling")  # one part; a given one replaces the preset's
@@ -100,6 +99,7 @@ class ObjectiveConfig(Settings):
             if missing := sorted(part.requires - types):
                 raise ValueError(f"objective.parts: {part.type} needs {', '.join(missing)}; add it to parts")
         self._one_owner()
+        self._one_option()
         return self
 
     def _one_owner(self) -> None:
@@ -111,6 +111,18 @@ class ObjectiveConfig(Settings):
                     if knob in owner:
                         raise ValueError(f"objective.parts: {owner[knob]} and {part.type} both set {knob}; remove one")
                     owner[knob] = part.type
+
+    def _one_option(self) -> None:
+        """Refuse two parts that want the same statistic computed differently."""
+        chosen: dict[str, tuple[str, Any]] = {}
+        initial = {knob: getattr(part, name) for part in self.parts for knob, name in knob_fields(part).items()}
+        for part in self.parts:
+            for option, value in part.options(initial).items():
+                other, before = chosen.setdefault(option, (part.type, value))
+                if before != value:
+                    raise ValueError(
+                        f"objective.parts: {other} wants {option} {before} and {part.type} wants {value}; make them one"
+                    )
 
 
 def knob_fields(part: ObjectivePart) -> dict[str, str]:

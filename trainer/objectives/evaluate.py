@@ -24,6 +24,7 @@ from trainer.objectives.base import Observation, Step
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.layout import Layout, number
 from trainer.objectives.objective import Objective
+from trainer.statistics import STATISTICS, StatisticInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,22 +40,26 @@ ALIASES = {
     **dict.fromkeys(("mask",), "response_mask"),
     **dict.fromkeys(("rewards", "scores"), "reward"),
     **dict.fromkeys(("token_level_scores",), "token_level_rewards"),
-    **dict.fromkeys(("index", "uid", "groups"), "group"),
+    **dict.fromkeys(("index", "uid", "groups", "group_index"), "group"),
+    **dict.fromkeys(("sequence_advantages",), "sequence_advantage"),
     **dict.fromkeys(("lengths",), "length"),
     **dict.fromkeys(("entropies",), "history"),
 }
 TOKEN = ("logprob", "old_logprob", "ref_logprob", "engine_logprob", "entropy", "old_entropy", "advantage")
 MOMENTS = ("sum_p2", "sum_p2_logp")
+RARE_TOKEN = tuple(name for name, info in STATISTICS.items() if not info.core and info.domain == "token")
+RARE = {name: info for name, info in STATISTICS.items() if not info.core}
 FLAGS = ("valid", "truncated", "auxiliary")
 SCALARS = ("step", "total_steps", "minibatch", "seed", "max_completion_tokens")
 OTHER = ("response_mask", "token_level_rewards", "reward", "group", "length", "sequence", "knobs", "history")
-KNOWN = {*TOKEN, *MOMENTS, *FLAGS, *SCALARS, *OTHER, "current_entropy"}
+KNOWN = {*TOKEN, *MOMENTS, *RARE, *FLAGS, *SCALARS, *OTHER, "current_entropy", "sequence_advantage"}
 
 
 def evaluate(objective: dict[str, Any] | ObjectiveConfig | str, batch: dict[str, Any]) -> dict[str, Any]:
     """Return loss, gradients, advantage, mask, weight, metrics and knobs of an objective on one recorded step.
 
-    Token results have the shape of the input, 0 at padding. `history` (numbers, or objects with entropy,
+    Token results have the shape of the input, 0 at padding; `reward` is what the shapers left of it, and `grad_extra`
+    holds the gradients with respect to rarer differentiable statistics. `history` (numbers, or objects with entropy,
     entropy_sampled, reward, kl) steps the controllers first; `knobs` are the values in force after it, and `course`
     those after each entry. Raises ConfigError naming the field that is wrong.
     """
@@ -121,7 +126,12 @@ def _history(machine: Objective, batch: dict[str, Any], step: Step) -> tuple[dic
 def _numbers(machine: Objective, batch: dict[str, Any], step: Step) -> dict[str, Any]:
     """Return what `prepare` and `apply` make of the recorded tokens, in the caller's shape."""
     example: list[Any] = next(
-        (batch[name] for name in (*TOKEN, *MOMENTS, "response_mask", "token_level_rewards") if name in batch), []
+        (
+            batch[name]
+            for name in (*TOKEN, *MOMENTS, *RARE_TOKEN, "response_mask", "token_level_rewards")
+            if name in batch
+        ),
+        [],
     )
     layout = Layout.of(example, batch.get("response_mask"), batch.get("sequence"))
     tokens = token_batch(batch, layout)
@@ -135,7 +145,12 @@ def _numbers(machine: Objective, batch: dict[str, Any], step: Step) -> dict[str,
         "mask": outcome.mask,
         "weight": outcome.weight,
     }
-    return {"loss": float(outcome.loss), **{name: layout.spread(value.tolist()) for name, value in arrays.items()}}
+    extra = {
+        name: layout.spread(value.tolist()) if RARE[name].domain == "token" else value.tolist()
+        for name, value in outcome.grad_extra.items()
+    }
+    spread = {name: layout.spread(value.tolist()) for name, value in arrays.items()}
+    return {"loss": float(outcome.loss), **spread, "reward": prepared.reward.tolist(), "grad_extra": extra}
 
 
 def token_batch(batch: dict[str, Any], layout: Layout) -> TokenBatch:
@@ -150,7 +165,12 @@ def token_batch(batch: dict[str, Any], layout: Layout) -> TokenBatch:
     if "current_entropy" in batch:
         level = number(batch["current_entropy"], "current_entropy")
         tensors.setdefault("old_entropy", torch.full((count,), level, dtype=torch.float64))
-    if not {"advantage", "reward", "token_level_rewards"} & batch.keys():
+    if "old_entropy" in tensors:
+        tensors.setdefault("entropy", tensors["old_entropy"])
+    if "sequence_advantage" in batch and "advantage" not in batch:
+        values = [number(item, "sequence_advantage") for item in _sequence_list(batch, "sequence_advantage", layout)]
+        tensors["advantage"] = _doubles(values)[torch.tensor(layout.sequence, dtype=torch.long)]
+    if not {"advantage", "sequence_advantage", "reward", "token_level_rewards"} & batch.keys():
         tensors["advantage"] = torch.ones(count, dtype=torch.float64)
     flags = {
         name: torch.tensor(_sequence_list(batch, name, layout), dtype=torch.bool) for name in FLAGS if name in batch
@@ -164,7 +184,20 @@ def token_batch(batch: dict[str, Any], layout: Layout) -> TokenBatch:
         group=torch.tensor(_groups(batch, layout), dtype=torch.long),
         reward=_rewards(batch, layout, tensors.get("advantage")),
         length=torch.tensor([int(number(item, "length")) for item in length], dtype=torch.long),
+        extra={name: _rare(batch, info, layout) for name, info in RARE.items() if name in batch},
     )
+
+
+def _rare(batch: dict[str, Any], info: StatisticInfo, layout: Layout) -> Tensor:
+    """Return a statistic of the table as [N], [S], or [S, E] where it is a vector for each completion."""
+    if info.domain == "token":
+        return _doubles(layout.flatten(info.name, batch[info.name]))
+    values = _sequence_list(batch, info.name, layout)
+    if not info.width:
+        return _doubles([number(item, info.name) for item in values])
+    if len({len(item) if isinstance(item, list) else -1 for item in values}) > 1:
+        raise ConfigError(f"{info.name} needs vectors of one length, one for each completion", info.name)
+    return _doubles([[number(entry, info.name) for entry in item] for item in values])
 
 
 def _rewards(batch: dict[str, Any], layout: Layout, advantage: Tensor | None) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.lazy import torch
 from trainer.objectives.base import (
     Aggregation,
     AuxiliaryPlan,
+    Blend,
+    ClipRange,
     Controller,
     Knob,
     Normaliser,
@@ -27,9 +30,12 @@ from trainer.objectives.base import (
     TokenMask,
     TokenPenalty,
     TokenShaper,
+    TokenWeight,
 )
 from trainer.objectives.config import ObjectiveConfig, knob_fields
-from trainer.objectives.group_norm import valid_of
+from trainer.objectives.ratio import clip_of
+from trainer.objectives.reductions import valid_of
+from trainer.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +67,11 @@ class Objective:
         """The per-token statistics some part reads; nothing else has to be computed."""
         return frozenset().union(*(part.reads() for part in self.parts))
 
+    def options(self, knobs: dict[str, float] | None = None) -> dict[str, Any]:
+        """Return what the statistics' computation depends on, by option name (trainer/statistics.py)."""
+        knobs = {**self._initial, **(knobs or {})}
+        return {name: value for part in self.parts for name, value in part.options(knobs).items()}
+
     def knobs(self) -> dict[str, Knob]:
         """Return the steerable numbers with their initial values and bounds."""
         return {name: knob_of(part, name, field) for part in self.parts for name, field in knob_fields(part).items()}
@@ -78,27 +89,33 @@ class Objective:
     def prepare(self, batch: TokenBatch, step: Step) -> TokenBatch:
         """Return the batch with token `advantage` [N] and `mask` [N], detached.
 
-        A batch that brings advantages keeps them: reward shapers, normaliser and multipliers are passed over.
-        Completions without a usable reward enter no group statistics and leave the mask.
+        A batch that brings advantages keeps them in place of the normaliser's. Completions without a usable reward
+        enter no group statistics and leave the mask.
         """
         step = self._in_force(step)
         with torch.no_grad():
             batch = _cleaned(batch)
-            if batch.advantage is None:
-                batch = self._advantages(batch, step)
+            batch = self._advantages(batch, step)
             for shaper in self._all(TokenShaper):
-                batch = batch.replace(advantage=shaper.shape(batch, step))
+                batch = batch.replace(advantage=shaper.shape(batch, step).to(batch.logprob.dtype))
             batch = self._filtered(batch, step)
             batch = self._composed(batch, step)
+            batch = self._dropped(batch, step)
         return batch
 
     def _advantages(self, batch: TokenBatch, step: Step) -> TokenBatch:
         for shaper in self._all(RewardShaper):
-            batch = batch.replace(reward=shaper.shape(batch, step))
-        advantage = self._only(Normaliser).normalise(batch, step)
+            batch = batch.replace(reward=shaper.shape(batch, step).to(batch.reward.dtype))
+        advantage = batch.advantage
+        if advantage is None:
+            normaliser = self._only(Normaliser)
+            advantage = normaliser.normalise(batch, step)
+            advantage = advantage if normaliser.per_token else batch.per_token(advantage)
+        batch = batch.replace(advantage=advantage.to(batch.logprob.dtype))
         for multiplier in self._all(SequenceMultiplier):
-            advantage = advantage * multiplier.multiply(batch, step)
-        return batch.replace(advantage=batch.per_token(advantage).to(batch.logprob.dtype))
+            factor = batch.per_token(multiplier.multiply(batch, step)).to(batch.logprob.dtype)
+            batch = batch.replace(advantage=batch.need("advantage") * factor)
+        return batch
 
     def _filtered(self, batch: TokenBatch, step: Step) -> TokenBatch:
         assert batch.mask is not None
@@ -115,54 +132,81 @@ class Objective:
             return part.compose(batch, step)
         return batch
 
+    def _dropped(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        """Return the batch without the tokens that masks of the whole rollout batch drop."""
+        for part in self._all(TokenMask):
+            if part.once:
+                batch = batch.replace(mask=batch.need("mask") * self._kept(part, batch, step))
+        return batch
+
     # -- once per optimiser step --------------------------------------------------------------------------------
 
     def apply(self, batch: TokenBatch, step: Step) -> Outcome:
         """Return loss and gradients of one optimiser step over all its tokens; `prepare` must have seen the batch."""
         step = self._in_force(step)
-        logprob = batch.logprob.detach().requires_grad_()
-        entropy = None if batch.entropy is None else batch.entropy.detach().requires_grad_()
-        mask = torch.ones_like(logprob) if batch.mask is None else batch.mask.to(logprob.dtype)
-        batch = batch.replace(logprob=logprob, entropy=entropy, mask=mask)
+        batch, leaves = _with_leaves(batch)
         with torch.enable_grad():
-            batch, gate = self._masked(batch, step)
+            with torch.no_grad():
+                batch = self._reweighed(batch, step)
+                batch, gate = self._masked(batch, step)
             loss = self._loss(batch, gate, step)
-            leaves = [logprob] if entropy is None else [logprob, entropy]
-            grads = torch.autograd.grad(loss + 0 * logprob.sum(), leaves, allow_unused=True)
-        grad_entropy = grads[1] if len(grads) > 1 and grads[1] is not None and bool(grads[1].any()) else None
-        assert batch.mask is not None
-        assert batch.advantage is not None
+            total = loss + 0 * batch.logprob.sum()
+            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        found = {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None and bool(grad.any())}
+        grad_logprob = found.pop("logprob", torch.zeros_like(batch.logprob))
+        mask, advantage = batch.need("mask"), batch.need("advantage")
         with torch.no_grad():
             scale = self._only(Aggregation).scale(batch, step)
-            weight = torch.where(scale > 0, -grads[0] / scale, 0.0) + 0.0  # -0 becomes 0
+            weight = torch.where(scale > 0, -grad_logprob / scale, 0.0) + 0.0  # -0 becomes 0
             self._report(batch, step, loss)
         return Outcome(
             loss=loss.detach(),
-            grad_logprob=grads[0],
-            grad_entropy=grad_entropy,
-            advantage=batch.advantage,
-            mask=batch.mask * gate,
+            grad_logprob=grad_logprob,
+            grad_entropy=found.pop("entropy", None),
+            advantage=advantage,
+            mask=mask * gate,
             weight=weight,
             metrics=step.metrics,
+            grad_extra=found,
         )
+
+    def _reweighed(self, batch: TokenBatch, step: Step) -> TokenBatch:
+        """Return the batch with each token's clip and the advantage this update uses."""
+        for ranges in self._all(ClipRange):
+            low, high = clip_of(batch, step)
+            low, high = ranges.clip(batch, step, low, high)
+            batch = batch.replace(clip_low=low, clip_high=high)
+        for weight in self._all(TokenWeight):
+            batch = batch.replace(advantage=weight.reweigh(batch, step))
+        return batch
 
     def _masked(self, batch: TokenBatch, step: Step) -> tuple[TokenBatch, Tensor]:
         """Return the batch with dropped tokens out of its mask, and the gate of detached ones, [N]."""
         gate = torch.ones_like(batch.logprob)
         for part in self._all(TokenMask):
-            keep = part.keep(batch, step).to(gate.dtype)
-            assert batch.mask is not None
-            step.metrics[f"objective/{part.type}_kept_share"] = float(
-                (keep * batch.mask).sum() / batch.mask.sum().clamp(min=1)
-            )
+            if part.once:
+                continue
+            keep = self._kept(part, batch, step)
             if part.semantics() == "drop":
-                batch = batch.replace(mask=batch.mask * keep)
+                batch = batch.replace(mask=batch.need("mask") * keep)
             else:
                 gate = gate * keep
         return batch, gate
 
+    def _kept(self, part: TokenMask, batch: TokenBatch, step: Step) -> Tensor:
+        keep, mask = part.keep(batch, step).to(batch.logprob.dtype), batch.need("mask")
+        step.metrics[f"objective/{part.type}_kept_share"] = float((keep * mask).sum() / mask.sum().clamp(min=1))
+        return keep
+
+    def _policy_loss(self, step: Step) -> Callable[[TokenBatch], Tensor]:
+        """Return the surrogate, wrapped by every blend."""
+        loss: Callable[[TokenBatch], Tensor] = partial(self._only(Surrogate).loss, step=step)
+        for part in self._all(Blend):
+            loss = partial(part.blend, step=step, loss=loss)
+        return loss
+
     def _loss(self, batch: TokenBatch, gate: Tensor, step: Step) -> Tensor:
-        values = self._only(Surrogate).loss(batch, step)
+        values = self._policy_loss(step)(batch)
         values = torch.where(gate > 0, values, torch.zeros_like(values))
         for penalty in self._all(TokenPenalty):
             values = values + penalty.penalty(batch, step)
@@ -226,10 +270,27 @@ def knob_of(part: ObjectivePart, name: str, field: str) -> Knob:
     return Knob(name=name, value=value, low=low, high=high, help=info.description or "", unit=unit)
 
 
+def _with_leaves(batch: TokenBatch) -> tuple[TokenBatch, dict[str, Tensor]]:
+    """Return the batch with a mask, and the tensors to differentiate by; they are leaves of their own graph."""
+    known = {"logprob": batch.logprob, "entropy": batch.entropy}
+    extra = {name: value for name, value in batch.extra.items() if STATISTICS[name].differentiable}
+    leaves = {name: value.detach().requires_grad_() for name, value in (known | extra).items() if value is not None}
+    mask = torch.ones_like(batch.logprob) if batch.mask is None else batch.mask.to(batch.logprob.dtype)
+    changed = {name: leaves[name] for name in extra}
+    batch = batch.replace(
+        logprob=leaves["logprob"], entropy=leaves.get("entropy"), mask=mask, extra={**batch.extra, **changed}
+    )
+    return batch, leaves
+
+
 def _cleaned(batch: TokenBatch) -> TokenBatch:
     """Return the batch with a mask, and without completions whose reward is unusable."""
     valid = valid_of(batch)
     mask = torch.ones_like(batch.logprob) if batch.mask is None else batch.mask.to(batch.logprob.dtype)
     reward = torch.where(valid, batch.reward, torch.zeros_like(batch.reward))
     advantage = None if batch.advantage is None else batch.advantage.detach()
-    return batch.replace(reward=reward, valid=valid, mask=mask * batch.per_token(valid), advantage=advantage)
+    old_entropy = batch.old_entropy
+    if old_entropy is None and batch.entropy is not None:  # on-policy: the current policy is the step-start one
+        old_entropy = batch.entropy.detach()
+    mask = mask * batch.per_token(valid)
+    return batch.replace(reward=reward, valid=valid, mask=mask, advantage=advantage, old_entropy=old_entropy)

@@ -6,8 +6,7 @@ from typing import Any
 
 from trainer.objectives.base import ObjectivePart
 from trainer.objectives.config import ObjectiveConfig
-from trainer.objectives.parts import PARTS
-from trainer.objectives.presets import PRESETS
+from trainer.objectives.registry import PARTS, PRESETS
 
 SAMPLES = 101  # points of a curve over the run
 

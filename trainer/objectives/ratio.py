@@ -22,6 +22,16 @@ def log_ratio(batch: TokenBatch) -> Tensor:
     return (batch.logprob - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
+def clip_of(batch: TokenBatch, step: Step) -> tuple[Tensor, Tensor]:
+    """Return how far each token's ratio may fall below and rise above 1, [N] each; infinite where nothing clips."""
+    low, high = step.knobs.get("clip_low", torch.inf), step.knobs.get("clip_high", torch.inf)
+    everywhere = torch.ones_like(batch.logprob.detach())
+    return (
+        everywhere * low if batch.clip_low is None else batch.clip_low,
+        everywhere * high if batch.clip_high is None else batch.clip_high,
+    )
+
+
 class RatioSurrogate(Surrogate):
     """A surrogate of the ratio, with truncated importance sampling between engine and trainer as a property.
 

@@ -9,7 +9,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.objectives import Step
-from trainer.objectives.kl_penalty import kl_estimate
+from trainer.objectives.common.kl_penalty import kl_estimate
 
 from .batches import DOUBLE, doubles, hand_batch, objective, run
 

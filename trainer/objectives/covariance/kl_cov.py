@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Statistic, Step, TokenPenalty
-from trainer.objectives.covariance import budget, covariance
+from trainer.objectives.base import Preset, Statistic, Step, TokenPenalty, paper
+from trainer.objectives.covariance.estimate import budget, covariance
 from trainer.objectives.ratio import log_ratio
+from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -38,3 +39,20 @@ class KLCov(TokenPenalty):
         selected = torch.zeros_like(values).index_fill(0, chosen, 1)
         step.metrics["objective/kl_cov_share"] = size / max(number, 1)
         return step.knobs["kl_cov_coefficient"] * selected * log_ratio(batch).abs()
+
+
+PARTS = (KLCov,)
+PRESETS = (
+    Preset(
+        name="kl-cov",
+        title="KL-Cov",
+        summary="The same tokens as Clip-Cov, the few with the largest covariance, are held near the policy that "
+        "sampled them by a penalty on the log ratio; the ratio is not clipped.",
+        when="Several minibatches per step: in the first update on fresh rollouts the penalty has no gradient.",
+        reference=paper(
+            "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", "2505.22617", 2025
+        ),
+        confidence="code",
+        parts=[GROUP, {"type": "importance_ratio"}, {"type": "kl_cov"}, TOKENS],
+    ),
+)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import RewardShaper, Step
+from trainer.objectives.base import Preset, RewardShaper, Step, paper
+from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -38,3 +39,24 @@ class SoftOverlong(RewardShaper):
             return batch.reward
         over = (batch.length.to(batch.reward.dtype) - limit * (1 - self.buffer)) / (limit * self.buffer)
         return batch.reward - self.penalty * over.clamp(0, 1)
+
+
+PARTS = (SoftOverlong,)
+PRESETS = (
+    Preset(
+        name="dapo",
+        title="DAPO",
+        summary="GRPO with a higher upper clip that lets rare tokens grow, a penalty that sets in softly before "
+        "the length limit, and prompts without a difference in reward left out (they are not sampled again).",
+        when="Long answers and several updates on each rollout batch.",
+        reference=paper("DAPO: An Open-Source LLM Reinforcement Learning System at Scale", "2503.14476", 2025),
+        confidence="code",
+        parts=[
+            {"type": "soft_overlong"},
+            GROUP,
+            {"type": "zero_variance_filter"},
+            CLIP_HIGHER | {"dual_clip": 10.0},
+            TOKENS,
+        ],
+    ),
+)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import AuxiliaryPlan, Sampling, Step
-from trainer.objectives.group_norm import sequence_advantage
+from trainer.objectives.base import AuxiliaryPlan, Preset, Sampling, Step, paper
+from trainer.objectives.reductions import sequence_advantage
+from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -48,3 +49,24 @@ class AEPOSampling(Sampling):
         step.metrics["objective/replaced_rows"] = float(number)
         advantage = torch.where(batch.per_token(taken), torch.ones_like(batch.advantage), batch.advantage)
         return batch.replace(advantage=advantage, mask=batch.mask * batch.per_token(taken | stays))
+
+
+PARTS = (AEPOSampling,)
+PRESETS = (
+    Preset(
+        name="aepo",
+        title="AEPO",
+        summary="A part of the prompts is sampled again, hotter when entropy is below its target and colder when "
+        "above; right answers among them replace rows of the batch with advantage 1.",
+        when="Moving entropy to a chosen level through what is imitated, without an entropy term in the loss.",
+        reference=paper("Arbitrary Entropy Policy Optimization (later versions: SCOPE-RL)", "2510.08141", 2025),
+        confidence="code",
+        parts=[
+            {"type": "aepo_sampling"},
+            GROUP,
+            {"type": "ppo_clip", "clip_low": 0.2, "clip_high": 0.3},
+            TOKENS,
+            {"type": "auxiliary_temperature"},
+        ],
+    ),
+)

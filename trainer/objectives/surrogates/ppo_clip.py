@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Step
-from trainer.objectives.ratio import RatioSurrogate, log_ratio
+from trainer.objectives.base import Preset, Step
+from trainer.objectives.ratio import RatioSurrogate, clip_of, log_ratio
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class PPOClip(RatioSurrogate):
     def loss(self, batch: TokenBatch, step: Step) -> Tensor:
         assert batch.advantage is not None
         advantage, ratio = batch.advantage, log_ratio(batch).exp()
-        low, high = 1 - step.knobs["clip_low"], 1 + step.knobs["clip_high"]
+        below, above = clip_of(batch, step)
+        low, high = 1 - below, 1 + above
         free, clipped = -advantage * ratio, -advantage * ratio.clamp(low, high)
         values = torch.maximum(free, clipped)
         if self.dual_clip:
@@ -52,7 +53,7 @@ class PPOClip(RatioSurrogate):
         self._report(batch, step, ratio.detach(), low, high)
         return self.corrected(values, batch, step)
 
-    def _report(self, batch: TokenBatch, step: Step, ratio: Tensor, low: float, high: float) -> None:
+    def _report(self, batch: TokenBatch, step: Step, ratio: Tensor, low: Tensor, high: Tensor) -> None:
         assert batch.advantage is not None
         mask = torch.ones_like(ratio) if batch.mask is None else batch.mask
         total = mask.sum().clamp(min=1)
@@ -61,3 +62,7 @@ class PPOClip(RatioSurrogate):
         step.metrics["objective/clip_high_share"] = float(above.sum() / total)
         step.metrics["objective/clip_low_share"] = float(below.sum() / total)
         step.metrics["objective/clip_share"] = float((above + below).sum() / total)
+
+
+PARTS = (PPOClip,)
+PRESETS: tuple[Preset, ...] = ()

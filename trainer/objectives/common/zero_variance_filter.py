@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import SampleFilter, Step
-from trainer.objectives.group_norm import equal_rewards
+from trainer.objectives.base import Preset, SampleFilter, Step
+from trainer.objectives.reductions import equal_rewards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,3 +25,7 @@ class ZeroVarianceFilter(SampleFilter):
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:
         return ~equal_rewards(batch)
+
+
+PARTS = (ZeroVarianceFilter,)
+PRESETS: tuple[Preset, ...] = ()

@@ -5,48 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Normaliser, Step
+from trainer.objectives.base import Normaliser, Preset, Step, paper
+from trainer.objectives.reductions import equal_rewards, groups_of, valid_of
+from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.batch import TokenBatch
-
-
-def groups_of(batch: TokenBatch) -> tuple[Tensor, int]:
-    """Return a dense group number of each completion, [S], and their count; auxiliary rollouts group apart."""
-    key = batch.group.long() * 2
-    if batch.auxiliary is not None:
-        key = key + batch.auxiliary.long()
-    kinds, dense = torch.unique(key, return_inverse=True)
-    return dense, int(kinds.shape[0])
-
-
-def valid_of(batch: TokenBatch) -> Tensor:
-    """Return which completions have a usable reward, [S] bool."""
-    finite = torch.isfinite(batch.reward)
-    return finite if batch.valid is None else finite & batch.valid
-
-
-def sequence_advantage(batch: TokenBatch) -> Tensor:
-    """Return the mean token advantage of each completion, [S]."""
-    assert batch.advantage is not None
-    tokens = batch.per_sequence_sum(torch.ones_like(batch.advantage)).clamp(min=1)
-    return batch.per_sequence_sum(batch.advantage) / tokens
-
-
-def equal_rewards(batch: TokenBatch) -> Tensor:
-    """Return which completions are in a group with one reward throughout, [S] bool; unusable ones do not count.
-
-    A group of one is not among them: with mean 0 its reward is its advantage.
-    """
-    valid, (dense, count) = valid_of(batch), groups_of(batch)
-    low, high = (torch.where(valid, batch.reward, bound) for bound in (torch.inf, -torch.inf))
-    lowest = low.new_full((count,), torch.inf).scatter_reduce(0, dense, low, "amin")
-    highest = low.new_full((count,), -torch.inf).scatter_reduce(0, dense, high, "amax")
-    size = torch.bincount(dense, minlength=count)
-    return ((lowest >= highest) & (size > 1))[dense]
 
 
 class GroupNorm(Normaliser):
@@ -95,3 +62,30 @@ class GroupNorm(Normaliser):
     @staticmethod
     def _sum(values: Tensor, dense: Tensor, count: int) -> Tensor:
         return values.new_zeros(count).index_add(0, dense, values)
+
+
+PARTS = (GroupNorm,)
+PRESETS = (
+    Preset(
+        name="grpo",
+        title="GRPO",
+        summary="Each completion is compared with the others of its prompt; the clipped ratio is averaged over all "
+        "tokens. Nothing holds entropy: it falls as reward rises, and answers become alike.",
+        when="The baseline to compare everything with.",
+        reference=paper(
+            "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models", "2402.03300", 2024
+        ),
+        confidence="code",
+        parts=[GROUP, CLIP, TOKENS],
+    ),
+    Preset(
+        name="dr-grpo",
+        title="Dr. GRPO",
+        summary="GRPO without its two biases: no division by the group's std, which favours nearly solved prompts, "
+        "and no division by length, which favours long wrong answers.",
+        when="Answers grow longer without getting better.",
+        reference=paper("Understanding R1-Zero-Like Training: A Critical Perspective", "2503.20783", 2025),
+        confidence="code",
+        parts=[{"type": "group_norm", "std": "none"}, CLIP, {"type": "const_norm"}],
+    ),
+)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation, Statistic
+from trainer.objectives.base import Controller, Observation, Preset, Statistic
 from trainer.part import setting
 
 
@@ -64,3 +64,7 @@ class AuxiliaryTemperature(Controller):
 
     def course(self, x: float) -> tuple[float, float]:
         return self.target, self.target
+
+
+PARTS = (AuxiliaryTemperature,)
+PRESETS: tuple[Preset, ...] = ()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import SampleFilter, Statistic, Step, demand
-from trainer.objectives.group_norm import sequence_advantage
+from trainer.objectives.base import Preset, SampleFilter, Statistic, Step, demand, paper
+from trainer.objectives.reductions import sequence_advantage
 from trainer.objectives.schedule import Points, cosine, drawn, linear, progress
+from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -113,3 +114,19 @@ class Entrocraft(SampleFilter):
             return batch.advantage
         score = batch.reward.clamp(min=0) if side > 0 else batch.reward.clamp(max=0)
         return batch.per_token(score).to(batch.advantage.dtype)
+
+
+PARTS = (Entrocraft,)
+PRESETS = (
+    Preset(
+        name="entrocraft",
+        title="Entrocraft",
+        summary="Entropy is led along a scheduled band by choosing what to learn from: above the band only "
+        "completions with advantage >= 0, below it only those with advantage <= 0. The band can be drawn. The "
+        "authors add a k3 KL penalty of 0.001 to the reference model; add kl_penalty for it.",
+        when="A planned course of entropy over the run, with any advantage.",
+        reference=paper("Entrocraft", "2604.26326", 2026),
+        confidence="paper",
+        parts=[GROUP, {"type": "entrocraft"}, CLIP, TOKENS],
+    ),
+)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation, Statistic
+from trainer.objectives.base import Controller, Observation, Preset, Reference, Statistic
 from trainer.objectives.schedule import Points, cosine, drawn, linear, progress
+from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 SMALLEST = 0.05  # nats; a target below it counts as this in the relative error
@@ -177,3 +178,19 @@ class EntropyTarget(Controller):
 
     def alert(self, state: dict[str, Any]) -> str:
         return state.get("alert", "")
+
+
+PARTS = (EntropyTarget,)
+PRESETS = (
+    Preset(
+        name="entropy-target",
+        title="Target entropy",
+        summary="GRPO with exact entropy held at a target of your choice: a PI controller moves the entropy "
+        "coefficient between a floor and a cap after every step. The target may follow a drawn course and can be "
+        "steered while the run is alive. A dial for diversity, no promise of higher reward.",
+        when="You want entropy to be where you say, and to change it on the way.",
+        reference=Reference(title="Isentrope's own controller; see docs/objectives.md"),
+        confidence="own",
+        parts=[GROUP, CLIP, BONUS, TOKENS, {"type": "entropy_target"}],
+    ),
+)

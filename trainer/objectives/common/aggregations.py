@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Aggregation, Step
+from trainer.objectives.base import Aggregation, Preset, Step
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -80,3 +80,12 @@ class ConstantNorm(Aggregation):
         length = self.length or step.max_completion_tokens or max(1, int(batch.length.max()) if batch.sequences else 1)
         count = kept_sequences(batch) if self.divide_by_sequences else batch.logprob.new_ones(())
         return (1 / (length * count)).expand_as(batch.logprob)
+
+
+PARTS = (
+    TokenMean,
+    SequenceMeanTokenMean,
+    SequenceMeanTokenSum,
+    ConstantNorm,
+)
+PRESETS: tuple[Preset, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Statistic, Step, TokenPenalty, demand
+from trainer.objectives.base import Preset, Statistic, Step, TokenPenalty, demand
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
 from trainer.part import setting
 
@@ -51,3 +51,7 @@ class KLPenalty(TokenPenalty):
         counted = values.detach()[batch.mask > 0]
         step.metrics["objective/reference_kl"] = float(counted.mean()) if counted.numel() else 0.0
         return step.knobs["kl_coefficient"] * values
+
+
+PARTS = (KLPenalty,)
+PRESETS: tuple[Preset, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import SampleFilter, Step
+from trainer.objectives.base import Preset, SampleFilter, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,3 +27,7 @@ class OverlongFilter(SampleFilter):
         if batch.truncated is None:
             return torch.ones_like(batch.group, dtype=torch.bool)
         return ~batch.truncated
+
+
+PARTS = (OverlongFilter,)
+PRESETS: tuple[Preset, ...] = ()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import Statistic, Step, TokenMask
-from trainer.objectives.covariance import budget, covariance
-from trainer.objectives.ratio import log_ratio
+from trainer.objectives.base import Preset, Statistic, Step, TokenMask, paper
+from trainer.objectives.covariance.estimate import budget, covariance
+from trainer.objectives.ratio import clip_of, log_ratio
+from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -58,9 +59,29 @@ class ClipCov(TokenMask):
 
 def _ratio_clipped(batch: TokenBatch, step: Step) -> Tensor:
     """Return which tokens the surrogate's ratio clip has stopped, [N] bool; none where the surrogate has no clip."""
-    assert batch.advantage is not None
-    if "clip_low" not in step.knobs or "clip_high" not in step.knobs:
-        return torch.zeros_like(batch.advantage, dtype=torch.bool)
-    ratio = log_ratio(batch).detach().exp()
-    clipped = ratio.clamp(1 - step.knobs["clip_low"], 1 + step.knobs["clip_high"])
-    return -batch.advantage * clipped > -batch.advantage * ratio
+    advantage, ratio = batch.need("advantage"), log_ratio(batch).detach().exp()
+    low, high = clip_of(batch, step)
+    clipped = ratio.clamp(1 - low, 1 + high)
+    return -advantage * clipped > -advantage * ratio
+
+
+PARTS = (ClipCov,)
+PRESETS = (
+    Preset(
+        name="clip-cov",
+        title="Clip-Cov",
+        summary="Entropy falls most through tokens that are both likely and rewarded: their advantage and log-prob "
+        "vary together. A random few of them get no gradient.",
+        when="Long completions with thousands of tokens per step; raise the share for small batches.",
+        reference=paper(
+            "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", "2505.22617", 2025
+        ),
+        confidence="code",
+        parts=[
+            GROUP,
+            {"type": "clip_cov"},
+            {"type": "ppo_clip", "clip_low": 1.0, "clip_high": 1.0, "dual_clip": 0.0},
+            TOKENS,
+        ],
+    ),
+)

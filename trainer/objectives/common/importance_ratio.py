@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Step
+from trainer.objectives.base import Preset, Step
 from trainer.objectives.ratio import RatioSurrogate, log_ratio
 
 if TYPE_CHECKING:
@@ -26,3 +26,7 @@ class ImportanceRatio(RatioSurrogate):
     def loss(self, batch: TokenBatch, step: Step) -> Tensor:
         assert batch.advantage is not None
         return self.corrected(-batch.advantage * log_ratio(batch).exp(), batch, step)
+
+
+PARTS = (ImportanceRatio,)
+PRESETS: tuple[Preset, ...] = ()

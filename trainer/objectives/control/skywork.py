@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation, Statistic
+from trainer.objectives.base import Controller, Observation, Preset, Statistic, paper
+from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 
@@ -64,3 +65,18 @@ class Skywork(Controller):
 
     def course(self, x: float) -> tuple[float, float]:
         return self.floor, self.floor
+
+
+PARTS = (Skywork,)
+PRESETS = (
+    Preset(
+        name="skywork-adaptive",
+        title="Adaptive entropy coefficient",
+        summary="The coefficient of the entropy bonus climbs by a small step while entropy is below a floor and "
+        "comes down while it is above; the bonus counts only below the floor, so it cannot run away.",
+        when="A safe floor under entropy, in no hurry: at the default step it takes tens of updates to act.",
+        reference=paper("Skywork Open Reasoner 1 Technical Report", "2505.22312", 2025),
+        confidence="code",
+        parts=[GROUP, CLIP, BONUS, TOKENS, {"type": "skywork"}],
+    ),
+)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Statistic, Step, TokenMask, demand
+from trainer.objectives.base import Preset, Statistic, Step, TokenMask, demand, paper
+from trainer.objectives.reductions import completion_quantile, quantile
+from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -60,16 +62,23 @@ class TopEntropy(TokenMask):
         """Return the threshold of each token, [N] or []."""
         if self.scope == "step":
             return quantile(entropy[counts], 1 - self.share)
-        thresholds = entropy.new_zeros(batch.sequences)
-        for sequence in torch.unique(batch.sequence[counts]).tolist():
-            thresholds[sequence] = quantile(entropy[counts & (batch.sequence == sequence)], 1 - self.share)
-        return batch.per_token(thresholds)
+        return batch.per_token(completion_quantile(entropy, batch, 1 - self.share))
 
 
-def quantile(values: Tensor, q: float) -> Tensor:
-    """Return the linearly interpolated quantile, []; torch.quantile refuses more than 16 million values."""
-    ordered = values.sort().values
-    place = q * (ordered.shape[0] - 1)
-    left = min(int(place), ordered.shape[0] - 1)
-    right = min(left + 1, ordered.shape[0] - 1)
-    return torch.lerp(ordered[left], ordered[right], place - left)
+PARTS = (TopEntropy,)
+PRESETS = (
+    Preset(
+        name="top-entropy-mask",
+        title="80/20: high-entropy tokens only",
+        summary="Only the fifth of the tokens where the policy hesitates most is trained on: the forks decide "
+        "where the reasoning goes, the rest follows.",
+        when="Reasoning with long answers; entropy tends to stay higher than under DAPO.",
+        reference=paper(
+            "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective RL for LLM Reasoning",
+            "2506.01939",
+            2025,
+        ),
+        confidence="code",
+        parts=[GROUP, {"type": "top_entropy"}, CLIP_HIGHER, TOKENS],
+    ),
+)

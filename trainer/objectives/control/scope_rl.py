@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import AuxiliaryPlan, Regulariser, Sampling, Statistic, Step
+from trainer.objectives.base import AuxiliaryPlan, Preset, Regulariser, Sampling, Statistic, Step, paper
 from trainer.objectives.ratio import log_ratio
+from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -60,3 +61,29 @@ class ScopeTerm(Regulariser):
         mean = batch.per_sequence_sum(torch.minimum(ratio, clipped)) / tokens
         step.metrics["objective/auxiliary_right_share"] = float(right.sum() / batch.auxiliary.sum())
         return -step.knobs["auxiliary_weight"] * torch.where(right, mean, 0).sum() / batch.auxiliary.sum()
+
+
+PARTS = (
+    ScopeSampling,
+    ScopeTerm,
+)
+PRESETS = (
+    Preset(
+        name="scope-rl",
+        title="SCOPE-RL",
+        summary="The later form of AEPO: the side temperature follows the distance to the target, and right side "
+        "answers enter as a small term of their own beside the GRPO loss. How many prompts are sampled again is "
+        "our choice; the paper gives only the weight.",
+        when="As AEPO, with smoother control.",
+        reference=paper("Arbitrary Entropy Policy Optimization (later versions: SCOPE-RL)", "2510.08141", 2025),
+        confidence="secondary",
+        parts=[
+            {"type": "scope_sampling"},
+            GROUP,
+            CLIP,
+            {"type": "scope_term"},
+            TOKENS,
+            {"type": "auxiliary_temperature", "rule": "proportional"},
+        ],
+    ),
+)

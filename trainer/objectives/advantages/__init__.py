@@ -1,0 +1,7 @@
+"""Advantage shaping: a method is a module here and its name in FAMILY."""
+
+from __future__ import annotations
+
+from trainer.objectives.base import Family
+
+FAMILY = Family("Advantage shaping", ())

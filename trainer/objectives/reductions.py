@@ -1,0 +1,158 @@
+"""Sums, means and quantiles over the domains a statistic may have: completion, group, step.
+
+Masked entries never count. Nothing here loops over completions, so a step of two million tokens costs a few sorts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.batch import TokenBatch
+
+
+def counts_of(batch: TokenBatch) -> Tensor:
+    """Return which tokens count, [N] bool."""
+    return torch.ones_like(batch.logprob, dtype=torch.bool) if batch.mask is None else batch.mask > 0
+
+
+def valid_of(batch: TokenBatch) -> Tensor:
+    """Return which completions have a usable reward, [S] bool."""
+    finite = torch.isfinite(batch.reward)
+    return finite if batch.valid is None else finite & batch.valid
+
+
+def groups_of(batch: TokenBatch) -> tuple[Tensor, int]:
+    """Return a dense group number of each completion, [S], and their count; auxiliary rollouts group apart."""
+    key = batch.group.long() * 2
+    if batch.auxiliary is not None:
+        key = key + batch.auxiliary.long()
+    kinds, dense = torch.unique(key, return_inverse=True)
+    return dense, int(kinds.shape[0])
+
+
+# -- step ---------------------------------------------------------------------------------------------------------
+
+
+def step_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean of the values that count, []; 0 where none does."""
+    return torch.where(counts, values, torch.zeros_like(values)).sum() / counts.sum().clamp(min=1)
+
+
+def step_std(values: Tensor, counts: Tensor, *, unbiased: bool) -> Tensor:
+    """Return the std of the values that count, []; 0 for fewer than two."""
+    centred = torch.where(counts, values - step_mean(values, counts), torch.zeros_like(values))
+    number = counts.sum() - int(unbiased)
+    return (centred.square().sum() / number.clamp(min=1)).sqrt()
+
+
+def whiten(values: Tensor, counts: Tensor) -> Tensor:
+    """Return (x - mean) * rsqrt(unbiased variance + 1e-8) over the values that count; 0 elsewhere."""
+    mean, std = step_mean(values, counts), step_std(values, counts, unbiased=True)
+    return torch.where(counts, (values - mean) * (std.square() + 1e-8).rsqrt(), torch.zeros_like(values))
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """Return the linearly interpolated quantile, []; torch.quantile refuses more than 16 million values."""
+    ordered = values.sort().values
+    place = q * (ordered.shape[0] - 1)
+    left = min(int(place), ordered.shape[0] - 1)
+    right = min(left + 1, ordered.shape[0] - 1)
+    return torch.lerp(ordered[left], ordered[right], place - left)
+
+
+# -- completion -----------------------------------------------------------------------------------------------------
+
+
+def completion_sum(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return the sum of each completion's tokens that count, [S]."""
+    return batch.per_sequence_sum(torch.where(counts_of(batch), values, torch.zeros_like(values)))
+
+
+def completion_tokens(batch: TokenBatch) -> Tensor:
+    """Return how many tokens of each completion count, [S], in the dtype of the log-probs."""
+    return batch.per_sequence_sum(counts_of(batch).to(batch.logprob.dtype))
+
+
+def completion_mean(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return the mean of each completion's tokens that count, [S]; 0 for a completion without any."""
+    return completion_sum(values, batch) / completion_tokens(batch).clamp(min=1)
+
+
+def completion_rank(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return the ascending rank of each token among those of its completion that count, [N] from 0; -1 for others."""
+    counts, size = counts_of(batch), values.shape[0]
+    order = torch.argsort(torch.where(counts, values, torch.inf), stable=True)
+    order = order[torch.argsort(batch.sequence[order], stable=True)]  # by completion, then by value
+    kept = counts[order]
+    running = kept.long().cumsum(0) - 1
+    first = torch.full((batch.sequences,), size, device=values.device)
+    first = first.scatter_reduce(0, batch.sequence[order][kept], running[kept], "amin")
+    rank = torch.full((size,), -1, device=values.device)
+    rank[order] = torch.where(kept, running - first[batch.sequence[order]], -1)
+    return rank
+
+
+def completion_quantile(values: Tensor, batch: TokenBatch, q: float) -> Tensor:
+    """Return each completion's linearly interpolated quantile over its tokens that count, [S]; 0 where none does."""
+    counts, number = counts_of(batch), completion_tokens(batch).long()
+    rank = completion_rank(values, batch)
+    place = q * (number - 1).clamp(min=0).to(values.dtype)
+    left = place.floor().long()
+    right = torch.minimum(left + 1, (number - 1).clamp(min=0))
+    found = []
+    for wanted in (left, right):
+        hit = counts & (rank == batch.per_token(wanted))
+        found.append(batch.per_sequence_sum(torch.where(hit, values, torch.zeros_like(values))))
+    return torch.lerp(found[0], found[1], place - left.to(values.dtype))
+
+
+def sequence_advantage(batch: TokenBatch) -> Tensor:
+    """Return the mean token advantage of each completion over all its tokens, [S]."""
+    advantage = batch.need("advantage")
+    tokens = batch.per_sequence_sum(torch.ones_like(advantage)).clamp(min=1)
+    return batch.per_sequence_sum(advantage) / tokens
+
+
+# -- group ----------------------------------------------------------------------------------------------------------
+
+
+def group_sum(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return for each completion the sum over the valid completions of its group, [S]."""
+    dense, count = groups_of(batch)
+    kept = torch.where(valid_of(batch), values, torch.zeros_like(values))
+    return values.new_zeros(count).index_add(0, dense, kept)[dense]
+
+
+def group_size(batch: TokenBatch) -> Tensor:
+    """Return how many valid completions each completion's group has, [S], in the dtype of the rewards."""
+    return group_sum(torch.ones_like(batch.reward), batch)
+
+
+def group_mean(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return for each completion the mean over the valid completions of its group, [S]."""
+    return group_sum(values, batch) / group_size(batch).clamp(min=1)
+
+
+def group_extreme(values: Tensor, batch: TokenBatch, *, largest: bool) -> Tensor:
+    """Return for each completion the largest or smallest value among its group's valid completions, [S]."""
+    dense, count = groups_of(batch)
+    bound = -torch.inf if largest else torch.inf
+    kept = torch.where(valid_of(batch), values, bound)
+    found = values.new_full((count,), bound).scatter_reduce(0, dense, kept, "amax" if largest else "amin")
+    return found[dense]
+
+
+def equal_rewards(batch: TokenBatch) -> Tensor:
+    """Return which completions are in a group with one reward throughout, [S] bool; unusable ones do not count.
+
+    A group of one is not among them: with mean 0 its reward is its advantage.
+    """
+    dense, count = groups_of(batch)
+    low, high = (group_extreme(batch.reward, batch, largest=largest) for largest in (False, True))
+    size = torch.bincount(dense, minlength=count)[dense]
+    return (low >= high) & (size > 1)

@@ -1,0 +1,8 @@
+"""Ratio and clip: a method is a module here and its name in FAMILY."""
+
+from __future__ import annotations
+
+from trainer.objectives.base import Family
+from trainer.objectives.surrogates import ppo_clip
+
+FAMILY = Family("Ratio and clip", (ppo_clip,))
