@@ -66,6 +66,31 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.alive().filter(lease_expires_at__lt=now)
 
 
+class SweepQuerySet(models.QuerySet["Sweep"]):
+    def visible_to(self, user) -> SweepQuerySet:
+        """As for runs: every signed-in member of the lab sees every sweep."""
+        return self if user.is_authenticated else self.none()
+
+
+class Sweep(models.Model):
+    """Runs made together: objectives × values of settings × seeds. What they do is in their own rows."""
+
+    id = models.CharField(primary_key=True, max_length=12, default=new_id, editable=False)
+    name = models.CharField(max_length=120)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="sweeps")
+    config = models.JSONField(help_text="The RunConfig that the members vary.")
+    axes = models.JSONField(help_text="What is varied (webapp.runs.sweeps.axes.Axes).")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    objects = SweepQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.id})"
+
+
 class Run(models.Model):
     """One run over all its attempts."""
 
@@ -75,6 +100,11 @@ class Run(models.Model):
     tags = ArrayField(models.CharField(max_length=40), default=list, blank=True)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="runs")
     parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="copies")
+    # PROTECT: a member's folder must go with its row, which only run_delete sees to.
+    sweep = models.ForeignKey(Sweep, null=True, blank=True, on_delete=models.PROTECT, related_name="runs")
+    member = models.JSONField(
+        default=dict, blank=True, help_text="Place in the sweep (webapp.runs.sweeps.axes.Coordinates)."
+    )
     config = models.JSONField(help_text="The resolved RunConfig.")
     # Denormalised from config for the run list's filters.
     objective = models.CharField(max_length=80, default="")
