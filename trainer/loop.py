@@ -57,7 +57,7 @@ class Trainer:
         self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
         self.optimiser = Optimiser(self.policy.parameters, config.optimiser, world)
         reference = None
-        if "ref_logprob" in self.objective.needs and not config.model.lora.enabled:
+        if {"ref_logprob", "hellinger"} & self.objective.needs and not config.model.lora.enabled:
             reference = Policy(source, config.model, world.device)
             reference.budget = self.policy.budget
         self.updater = Updater(self.policy, reference, self.objective, self.optimiser, world)

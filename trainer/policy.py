@@ -7,7 +7,7 @@ rectangles of completions of similar length; they are formed from a token budget
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from trainer.config import ModelConfig
 from trainer.errors import ConfigError, ResourceError
-from trainer.kernels import TokenStats, linear_logprob_entropy
+from trainer.kernels import (
+    CHUNK_BYTES,
+    EXTRAS,
+    TokenStats,
+    gradient_features,
+    linear_extras,
+    linear_logprob_entropy,
+    squared_hellinger,
+)
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.text import Detokenizer
 
@@ -98,20 +106,67 @@ class Policy:
         return self.adapted.disable_adapter() if self.adapted is not None else nullcontext()
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> dict[str, Tensor]:
-        """Return logprob, entropy and, if asked for, MOMENTS of every completion token: float32 [n] on the CPU."""
-        starts = _starts(sequences)
-        names = ("logprob", "entropy", *MOMENTS) if moments else ("logprob", "entropy")
+    def score(
+        self,
+        sequences: Sequence[Trajectory],
+        temperature: float,
+        *,
+        names: Collection[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return logprob, entropy and the named MOMENTS and EXTRAS of every completion token: float32 [n] on the CPU.
+
+        "gradient_feature" gives [s, H], one vector a completion.
+        """
+        starts, extra = _starts(sequences), [name for name in names if name in EXTRAS]
+        moments = bool(set(names) & set(MOMENTS))
+        plain = ("logprob", "entropy", *MOMENTS) if moments else ("logprob", "entropy")
         while True:
             try:
-                found = {name: torch.empty(starts[-1]) for name in names}
+                found = {name: torch.empty(starts[-1]) for name in (*plain, *extra)}
                 for rows, where in self._microbatches(sequences, starts):
-                    stats = self._statistics(rows, temperature, moments=moments)
-                    for name in names:
-                        found[name][where] = getattr(stats, name).float().cpu()
+                    states, target = self._states(rows)
+                    stats = self._statistics(states, target, temperature, moments=moments)
+                    values = {name: getattr(stats, name) for name in plain}
+                    if extra:
+                        values |= self._extras(states, target, temperature, extra, options or {})
+                    for name, value in values.items():
+                        found[name][where] = value.float().cpu()
                 return found
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._shrink(error, sequences)
+
+    @torch.no_grad()
+    def features(self, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
+        """Return the mean gradient of each completion's log-probs by the last hidden state: float32 [s, H], CPU."""
+        found = torch.zeros(len(sequences), self.head.shape[1])
+        for rows in pack([len(row) for row in sequences], _filled(sequences), self.budget):
+            states, target = self._states([sequences[i] for i in rows])
+            lengths = torch.tensor([len(sequences[i].completion) for i in rows], device=self.device)
+            owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
+            mean = gradient_features(
+                states, self.head, target, owner, len(rows),
+                temperature=temperature, bias=self.head_bias, chunk_bytes=CHUNK_BYTES,
+            )  # fmt: skip
+            found[rows] = mean.float().cpu()
+        return found
+
+    @torch.no_grad()
+    def distance(self, reference: Policy, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
+        """Return the squared Hellinger distance to another policy at every completion token, float32 [n] on the CPU.
+
+        With LoRA the other policy is this one without its adapters.
+        """
+        starts = _starts(sequences)
+        found = torch.empty(starts[-1])
+        for rows, where in self._microbatches(sequences, starts):
+            ours = self._states(rows)[0], self.head, self.head_bias
+            with reference.base():
+                theirs = reference._states(rows)[0], reference.head, reference.head_bias
+            found[where] = (
+                squared_hellinger(ours, theirs, temperature=temperature, chunk_bytes=CHUNK_BYTES).float().cpu()
+            )
+        return found
 
     def backward(
         self,
@@ -120,22 +175,34 @@ class Policy:
         logprob: Tensor,
         entropy: Tensor | None,
         clear: Callable[[], None],
+        *,
+        extra: Mapping[str, Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Add d(loss)/d(weights) to the gradients, given d(loss)/d(logprob) and d(loss)/d(entropy), [n] each.
 
+        `extra` holds the same for EXTRAS by name, `options` what their computation depends on.
         Completions without any gradient are left out. Where memory runs out, `clear` forgets the gradients so far and
         the pass starts again in smaller micro-batches.
         """
-        starts = _starts(sequences)
+        starts, extra = _starts(sequences), dict(extra or {})
+        wanted = _any(starts, logprob, entropy, *extra.values())
         while True:
             try:
                 self._learning(True)
-                for rows, where in self._microbatches(sequences, starts, wanted=_any(starts, logprob, entropy)):
-                    stats = self._statistics(rows, temperature)
+                for rows, where in self._microbatches(sequences, starts, wanted=wanted):
+                    states, target = self._states(rows)
+                    stats = self._statistics(states, target, temperature)
                     outputs, gradients = [stats.logprob], [logprob[where].to(stats.logprob)]
                     if entropy is not None:
                         outputs.append(stats.entropy)
                         gradients.append(entropy[where].to(stats.entropy))
+                    if extra:
+                        for name, value in self._extras(
+                            states, target, temperature, list(extra), options or {}
+                        ).items():
+                            outputs.append(value)
+                            gradients.append(extra[name][where].to(value))
                     torch.autograd.backward(outputs, gradients)
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -144,8 +211,11 @@ class Policy:
             finally:
                 self._learning(False)
 
-    def _statistics(self, rows: Sequence[Trajectory], temperature: float, *, moments: bool = False) -> TokenStats:
-        """Return TokenStats of the completion tokens of one rectangle; right padding is behind every real token."""
+    def _states(self, rows: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
+        """Return hidden states [n, H] and targets [n] of the completion tokens of one rectangle.
+
+        Right padding is behind every real token.
+        """
         width = max(len(row) for row in rows) - 1  # nothing is predicted from the last token
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         take: list[torch.Tensor] = []
@@ -157,20 +227,26 @@ class Policy:
             target.extend(row.completion)
         hidden = self.hidden(ids.to(self.device), use_cache=False)[0]  # [B, T, H]
         chosen = hidden.flatten(0, 1)[torch.cat(take).to(self.device)]  # [n, H]
+        return chosen, torch.tensor(target, device=self.device)
+
+    def _statistics(self, states: Tensor, target: Tensor, temperature: float, *, moments: bool = False) -> TokenStats:
         return linear_logprob_entropy(
-            chosen,
-            self.head,
-            torch.tensor(target, device=self.device),
-            temperature=temperature,
-            bias=self.head_bias,
-            moments=moments,
+            states, self.head, target, temperature=temperature, bias=self.head_bias, moments=moments
         )
+
+    def _extras(
+        self, states: Tensor, target: Tensor, temperature: float, names: list[str], options: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        return linear_extras(
+            states, self.head, target,
+            names=names, options=options, temperature=temperature, bias=self.head_bias, chunk_bytes=CHUNK_BYTES,
+        )  # fmt: skip
 
     def _microbatches(
         self, sequences: Sequence[Trajectory], starts: list[int], wanted: list[bool] | None = None
     ) -> Iterator[tuple[list[Trajectory], Tensor]]:
         """Yield (completions, positions of their tokens in the flat order), longest first."""
-        chosen = [i for i, row in enumerate(sequences) if row.completion and (wanted is None or wanted[i])]
+        chosen = [i for i in _filled(sequences) if wanted is None or wanted[i]]
         for rows in pack([len(row) for row in sequences], chosen, self.budget):
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
             yield [sequences[i] for i in rows], where
@@ -245,6 +321,11 @@ def _starts(sequences: Sequence[Trajectory]) -> list[int]:
     for row in sequences:
         starts.append(starts[-1] + len(row.completion))
     return starts
+
+
+def _filled(sequences: Sequence[Trajectory]) -> list[int]:
+    """Return the indices of the completions that have a token."""
+    return [index for index, row in enumerate(sequences) if row.completion]
 
 
 def _any(starts: list[int], *gradients: Tensor | None) -> list[bool]:

@@ -111,8 +111,7 @@ STATISTICS: dict[str, StatisticInfo] = {
             "hellinger",
             "squared Hellinger distance to the reference policy, in [0, 1]",
             policy="reference",
-            supplier="",
-            missing="a pass that holds the whole distributions of policy and reference at once",
+            supplier="reference pass",
         ),
         StatisticInfo(
             "attention_entropy",
@@ -126,8 +125,6 @@ STATISTICS: dict[str, StatisticInfo] = {
             "mean gradient of the log-probs with respect to the last hidden state",
             domain="completion",
             policy="old",
-            supplier="",
-            missing="hidden gradients of each completion",
             width=True,
         ),
         StatisticInfo(

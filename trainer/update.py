@@ -20,10 +20,9 @@ from trainer.distributed import World
 from trainer.layout import Layout
 from trainer.objectives import Objective, Outcome, Step
 from trainer.optimiser import Optimiser
-from trainer.policy import MOMENTS, Policy
+from trainer.policy import Policy
+from trainer.scoring import Scorer
 from trainer.statistics import STATISTICS
-
-SCORED = ("logprob", "entropy", *MOMENTS)
 
 
 @dataclass
@@ -45,16 +44,16 @@ class Updater:
     def __init__(
         self, policy: Policy, reference: Policy | None, objective: Objective, optimiser: Optimiser, world: World
     ) -> None:
-        self.policy, self.reference, self.objective = policy, reference, objective
-        self.optimiser, self.world = optimiser, world
-        self.moments = bool(objective.needs & set(MOMENTS))
+        self.policy, self.objective, self.optimiser = policy, objective, optimiser
+        self.scorer = Scorer(policy, reference, objective.needs, world)
 
     def update(
         self, completions: list[Completion], step: Step, minibatches: int, temperature: float, times: dict[str, float]
     ) -> Update:
         """Score, weigh and learn from this process's completions; adds to `times` (seconds)."""
         began = time.monotonic()
-        batch, layout = self._start(completions, temperature)
+        options = self.objective.options(step.knobs)
+        batch, layout = self.scorer.start(completions, temperature, options)
         times["score"] = time.monotonic() - began
         began = time.monotonic()
         zeros = torch.zeros_like(batch.logprob)
@@ -66,58 +65,10 @@ class Updater:
         for number in range(minibatches):
             chosen = batch.group * minibatches // groups == number  # [S]
             self._minibatch(update, completions, step, number, chosen, temperature)
+        for name, value in step.metrics.items():
+            update.metrics.setdefault(name, [value])
         times["update"] = time.monotonic() - began
         return update
-
-    def _start(self, completions: list[Completion], temperature: float) -> tuple[TokenBatch, Layout]:
-        """Return the step's batch with the step-start policy's statistics (pass 1 of the first minibatch)."""
-        layout = self._layout(completions)
-        scores = self._score(completions, temperature)
-        engine = torch.tensor([value for completion in completions for value in completion.engine_logprob])
-        tokens = layout.tokens(torch.stack([*scores.values(), engine], 1)).double()  # [N, F]
-        columns = dict(zip([*scores, "engine_logprob"], tokens.unbind(1), strict=True))
-        rewards = [completion.scored.reward for completion in completions]
-        facts = layout.completions(
-            torch.tensor(
-                [
-                    [c.group, 0.0 if r is None else r, r is not None, c.finish_reason == "length", c.auxiliary]
-                    for c, r in zip(completions, rewards, strict=True)
-                ],
-                dtype=torch.float64,
-            )
-        )  # [S, 5]
-        return TokenBatch(
-            logprob=columns["logprob"],
-            sequence=layout.sequence,
-            position=layout.position,
-            group=facts[:, 0].long(),
-            reward=facts[:, 1],
-            length=layout.length,
-            entropy=columns["entropy"],
-            old_logprob=columns["logprob"],
-            old_entropy=columns["entropy"],
-            engine_logprob=columns["engine_logprob"],
-            ref_logprob=columns.get("ref_logprob"),
-            sum_p2=columns.get("sum_p2"),
-            sum_p2_logp=columns.get("sum_p2_logp"),
-            valid=facts[:, 2].bool(),
-            truncated=facts[:, 3].bool(),
-            auxiliary=facts[:, 4].bool() if bool(facts[:, 4].any()) else None,
-        ), layout
-
-    def _layout(self, completions: list[Completion]) -> Layout:
-        lengths = [len(completion.tokens.completion) for completion in completions]
-        indices = [completion.index for completion in completions]
-        return Layout.of(self.world, torch.tensor(indices, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
-
-    def _score(self, completions: list[Completion], temperature: float) -> dict[str, Tensor]:
-        trajectories = [completion.tokens for completion in completions]
-        scores = self.policy.score(trajectories, temperature, moments=self.moments)
-        if "ref_logprob" in self.objective.needs:
-            reference = self.reference or self.policy
-            with reference.base():
-                scores["ref_logprob"] = reference.score(trajectories, temperature)["logprob"]
-        return scores
 
     def _minibatch(
         self, update: Update, completions: list[Completion], step: Step, number: int, chosen: Tensor, temperature: float
@@ -126,11 +77,10 @@ class Updater:
         local = [c for c in completions if bool(chosen[torch.searchsorted(update.layout.index, c.index)])]
         where = update.batch.per_token(chosen).bool().nonzero().squeeze(1)  # [M] their tokens in the step
         batch = subset(update.batch, chosen)
-        layout = update.layout if batch is update.batch else self._layout(local)
+        layout = update.layout if batch is update.batch else self.scorer.layout(local)
+        options = self.objective.options(step.knobs)
         if number:  # the policy has moved since the step began
-            scores = self.policy.score([c.tokens for c in local], temperature, moments=self.moments)
-            tokens = layout.tokens(torch.stack(list(scores.values()), 1)).double()
-            batch = batch.replace(**dict(zip(scores, tokens.unbind(1), strict=True)))
+            batch = self.scorer.refresh(batch, local, layout, temperature, options)
         part = Step(**{**vars(step), "minibatch": number, "metrics": {}})
         outcome = self.objective.apply(batch, part)
         for name, value in {**outcome.metrics, "loss": float(outcome.loss)}.items():
@@ -138,13 +88,22 @@ class Updater:
         update.weight[where] = outcome.weight
         if outcome.grad_entropy is not None:
             update.entropy_weight[where] = -outcome.grad_entropy * len(where)
-        self._learn(update, outcome, [c.tokens for c in local], layout.mine, step.step, temperature)
+        self._learn(update, outcome, [c.tokens for c in local], layout.mine, step.step, temperature, options)
 
     def _learn(
-        self, update: Update, outcome: Outcome, trajectories: list, mine: Tensor, step: int, temperature: float
+        self,
+        update: Update,
+        outcome: Outcome,
+        trajectories: list,
+        mine: Tensor,
+        step: int,
+        temperature: float,
+        options: dict[str, Any],
     ) -> None:
         """Carry the gradients through the model (pass 2) and step; note what is not finite."""
-        gradients = [outcome.grad_logprob, *([] if outcome.grad_entropy is None else [outcome.grad_entropy])]
+        extra = {name: grad[mine].float() for name, grad in outcome.grad_extra.items()}
+        gradients = [outcome.grad_logprob, *outcome.grad_extra.values()]
+        gradients += [] if outcome.grad_entropy is None else [outcome.grad_entropy]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in [outcome.loss, *gradients]):
             update.problems.append("the loss or its gradient is not finite")
             return
@@ -154,7 +113,13 @@ class Updater:
         entropy = None if outcome.grad_entropy is None else outcome.grad_entropy[mine].float()
         self.optimiser.zero_grad()
         self.policy.backward(
-            trajectories, temperature, outcome.grad_logprob[mine].float(), entropy, self.optimiser.zero_grad
+            trajectories,
+            temperature,
+            outcome.grad_logprob[mine].float(),
+            entropy,
+            self.optimiser.zero_grad,
+            extra=extra,
+            options=options,
         )
         norm = self.optimiser.step(step)
         if norm is None:

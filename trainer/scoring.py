@@ -1,0 +1,124 @@
+"""Scorer: the numbers an objective reads of this step's tokens, from passes without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.batch import TokenBatch
+from trainer.collect import Completion
+from trainer.distributed import World
+from trainer.kernels import EXTRAS
+from trainer.layout import Layout
+from trainer.policy import MOMENTS, Policy
+from trainer.statistics import STATISTICS
+from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT, completion_facts, token_statistics
+
+
+class Scorer:
+    """Computes the statistics that an objective's parts read, and no others."""
+
+    def __init__(self, policy: Policy, reference: Policy | None, needs: frozenset[str], world: World) -> None:
+        """`reference` None stands for the policy without its adapters."""
+        self.policy, self.reference, self.world = policy, reference or policy, world
+        self.needs = needs
+        self.head = [name for name in (*MOMENTS, *EXTRAS) if name in needs]
+        self.again = [name for name in self.head if STATISTICS[name].policy == "current"]
+        self.text = [name for name in TOKEN_TEXT if name in needs]
+        self.facts = [name for name in COMPLETION_FACTS if name in needs]
+
+    def layout(self, completions: Sequence[Completion]) -> Layout:
+        """Agree with the other processes on where everybody's tokens stand."""
+        lengths = [len(completion.tokens.completion) for completion in completions]
+        indices = [completion.index for completion in completions]
+        return Layout.of(self.world, torch.tensor(indices, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
+
+    def start(
+        self, completions: list[Completion], temperature: float, options: Mapping[str, Any]
+    ) -> tuple[TokenBatch, Layout]:
+        """Return the step's batch with the step-start policy's statistics."""
+        layout = self.layout(completions)
+        mine = self._tokens(completions, temperature, options)
+        tokens = layout.tokens(torch.stack(list(mine.values()), 1)).double()  # [N, F]
+        columns = dict(zip(mine, tokens.unbind(1), strict=True))
+        rewards = [completion.scored.reward for completion in completions]
+        facts = layout.completions(
+            torch.tensor(
+                [
+                    [c.group, 0.0 if r is None else r, r is not None, c.finish_reason == "length", c.auxiliary]
+                    for c, r in zip(completions, rewards, strict=True)
+                ],
+                dtype=torch.float64,
+            )
+        )  # [S, 5]
+        extra = {name: columns[name] for name in (*self.head, *self.text, "hellinger") if name in columns}
+        extra = {name: value for name, value in extra.items() if not STATISTICS[name].core}
+        return TokenBatch(
+            logprob=columns["logprob"],
+            sequence=layout.sequence,
+            position=layout.position,
+            group=facts[:, 0].long(),
+            reward=facts[:, 1],
+            length=layout.length,
+            entropy=columns["entropy"],
+            old_logprob=columns["logprob"],
+            old_entropy=columns["entropy"],
+            engine_logprob=columns["engine_logprob"],
+            ref_logprob=columns.get("ref_logprob"),
+            sum_p2=columns.get("sum_p2"),
+            sum_p2_logp=columns.get("sum_p2_logp"),
+            valid=facts[:, 2].bool(),
+            truncated=facts[:, 3].bool(),
+            auxiliary=facts[:, 4].bool() if bool(facts[:, 4].any()) else None,
+            extra=extra | self._completions(completions, layout, temperature, options),
+        ), layout
+
+    def refresh(
+        self,
+        batch: TokenBatch,
+        completions: list[Completion],
+        layout: Layout,
+        temperature: float,
+        options: Mapping[str, Any],
+    ) -> TokenBatch:
+        """Return the batch with the statistics of the policy as it is now."""
+        trajectories = [completion.tokens for completion in completions]
+        scores = self.policy.score(trajectories, temperature, names=self.again, options=options)
+        tokens = layout.tokens(torch.stack(list(scores.values()), 1)).double()
+        fresh = dict(zip(scores, tokens.unbind(1), strict=True))
+        core = {name: value for name, value in fresh.items() if STATISTICS[name].core}
+        extra = {name: value for name, value in fresh.items() if name not in core}
+        return batch.replace(**core, extra={**batch.extra, **extra})
+
+    def _tokens(
+        self, completions: list[Completion], temperature: float, options: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return the statistics of this process's tokens by name, [n] each."""
+        trajectories = [completion.tokens for completion in completions]
+        scores = self.policy.score(trajectories, temperature, names=self.head, options=options)
+        if "ref_logprob" in self.needs:
+            with self.reference.base():
+                scores["ref_logprob"] = self.reference.score(trajectories, temperature)["logprob"]
+        if "hellinger" in self.needs:
+            scores["hellinger"] = self.policy.distance(self.reference, trajectories, temperature)
+        if self.text:
+            columns = token_statistics(self.text, completions, options).unbind(1)
+            scores |= dict(zip(self.text, columns, strict=True))
+        engine = [value for completion in completions for value in completion.engine_logprob]
+        return {**scores, "engine_logprob": torch.tensor(engine)}
+
+    def _completions(
+        self, completions: list[Completion], layout: Layout, temperature: float, options: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return the rarer statistics of the step's completions by name, [S] or [S, E]."""
+        found = {}
+        if self.facts:
+            columns = layout.completions(completion_facts(self.facts, completions, options)).double().unbind(1)
+            found = dict(zip(self.facts, columns, strict=True))
+        if "gradient_feature" in self.needs:
+            mine = self.policy.features([completion.tokens for completion in completions], temperature)
+            found["gradient_feature"] = layout.completions(mine).double()
+        return found
