@@ -110,15 +110,15 @@ def test_microbatches_do_not_change_the_result(tmp_path):
 def test_running_out_of_memory_halves_microbatches_and_keeps_the_result(tmp_path, monkeypatch):
     plain = make(tmp_path / "plain", small(optimiser=SMOOTH))
     train(plain)
-    honest, refused = Policy._statistics, []
+    honest, refused = Policy._states, []
 
-    def short_of_memory(self, rows, temperature, **options):
+    def short_of_memory(self, rows):
         if len(rows) > 4:
             refused.append(len(rows))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(self, rows, temperature, **options)
+        return honest(self, rows)
 
-    monkeypatch.setattr(Policy, "_statistics", short_of_memory)
+    monkeypatch.setattr(Policy, "_states", short_of_memory)
     tight = make(tmp_path / "tight", small(optimiser=SMOOTH))
     assert train(tight)[0] == "finished"
     assert refused
