@@ -1,0 +1,114 @@
+"""The picture of an objective is the objective itself, run on true distributions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from trainer.objectives import PRESETS, ObjectiveConfig
+from trainer.objectives.picture import Scene, natural_scene, picture, statistics_of
+from trainer.objectives.softmax_grid import ENTROPIES, PROBABILITIES, entropy_of, geometric, grid, moved
+
+
+def config(preset: str, *parts: dict) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate({"preset": preset, "parts": list(parts)})
+
+
+def column(shown: dict, view: str, side: str) -> torch.Tensor:
+    return torch.tensor(shown["views"][view][side], dtype=torch.float64)
+
+
+def test_every_field_is_a_distribution_with_its_probability_and_entropy() -> None:
+    ground = grid()
+    assert torch.allclose(ground.logp.exp().sum(1), torch.ones(len(ground.logp), dtype=torch.float64), atol=1e-12)
+    wanted = torch.tensor(ENTROPIES, dtype=torch.float64)[ground.row]
+    assert (entropy_of(ground.logp) - wanted).abs().max() < 1e-9
+    assert (
+        ground.logp[:, 0].exp() - torch.tensor(PROBABILITIES, dtype=torch.float64)[ground.column]
+    ).abs().max() < 1e-12
+    assert len(ground.logp) > 150
+
+
+def test_what_is_missing_from_the_grid_has_no_distribution() -> None:
+    there = {(int(c), int(r)) for c, r in zip(grid().column, grid().row, strict=True)}
+    likely = len(PROBABILITIES) - 1
+    assert (likely, len(ENTROPIES) - 1) not in there  # 0.99 leaves no room for 2.8 nats
+    assert (len(PROBABILITIES) // 2, 0) not in there  # a coin toss has 0.69 nats at least
+
+
+def test_the_policy_before_is_the_asked_ratio_away() -> None:
+    before = moved(grid().logp, 0.4)
+    assert torch.allclose(grid().logp[:, 0] - before[:, 0], torch.full_like(before[:, 0], 0.4))
+    assert torch.allclose(before.exp().sum(1), torch.ones_like(before[:, 0]))
+    assert bool(moved(grid().logp, -1.0).isnan().any())  # 0.99 cannot have been 2.7 times likelier
+
+
+def test_a_tail_has_the_entropy_asked_for() -> None:
+    wanted = torch.rand(16, dtype=torch.float64) * 7
+    assert (entropy_of(geometric(wanted)) - wanted).abs().max() < 1e-9
+
+
+def test_grpo_on_policy_weighs_every_token_by_its_advantage() -> None:
+    shown = picture(config("grpo"), Scene())
+    assert shown["advantage"]["right"] == pytest.approx(-shown["advantage"]["wrong"])
+    assert torch.allclose(
+        column(shown, "weight", "right"), torch.tensor(shown["advantage"]["right"]).double(), rtol=1e-4
+    )
+    assert "entropy_weight" not in shown["views"]
+
+
+def test_entropy_change_is_the_exact_first_order_formula() -> None:
+    shown = picture(config("grpo"), Scene(right=0.25))
+    known = statistics_of(grid().logp)
+    own = known["logprob"].exp() * (known["logprob"] + known["entropy"])
+    policy = known["entropy"] * known["sum_p2"] + known["sum_p2_logp"]
+    for side in ("right", "wrong"):
+        expected = -shown["advantage"][side] * (own - policy)
+        assert torch.allclose(column(shown, "entropy_change", side), expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("preset", "part"), [("entropy-bonus", {"type": "entropy_bonus", "coefficient": 0.7})])
+def test_entropy_change_is_what_a_small_step_does(preset: str, part: dict) -> None:
+    shown = picture(config(preset, part), Scene())
+    rate, logits = 1e-6, grid().logp
+    grown = logits.detach().clone().requires_grad_()
+    logp = torch.log_softmax(grown, -1)
+    gain = column(shown, "weight", "right") * logp[:, 0] + column(shown, "entropy_weight", "right") * entropy_of(logp)
+    (slope,) = torch.autograd.grad(gain.sum(), grown)
+    after = entropy_of(torch.log_softmax(logits + rate * slope, -1))
+    measured = (after - entropy_of(logits)) / rate
+    assert torch.allclose(column(shown, "entropy_change", "right"), measured, rtol=1e-3, atol=1e-5)
+
+
+def test_the_clip_stops_tokens_that_have_moved_far_enough() -> None:
+    shown = picture(config("grpo"), Scene(log_ratio=0.3))
+    assert not column(shown, "weight", "right").any()
+    assert bool((column(shown, "weight", "wrong") < -1).all())
+    wider = picture(config("grpo", {"type": "ppo_clip", "clip_high": 0.5}), Scene(log_ratio=0.3))
+    assert bool((column(wider, "weight", "right") > 1).all())
+
+
+def test_the_mask_of_high_entropy_shows_in_the_rows() -> None:
+    shown = picture(config("top-entropy-mask"), Scene())
+    weight, rows = column(shown, "weight", "right"), torch.tensor(shown["fields"])[:, 1]
+    kept = rows[weight > 0]
+    assert 0 < len(kept) < len(rows)
+    assert int(kept.min()) > int(rows[weight == 0].max())
+
+
+def test_the_share_of_right_answers_moves_the_advantage() -> None:
+    easy, hard = (picture(config("grpo"), Scene(right=share))["advantage"] for share in (0.75, 0.25))
+    assert hard["right"] > easy["right"] > 0 > hard["wrong"] > easy["wrong"]
+
+
+@pytest.mark.parametrize("layout", ["mixed", "alike"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_finite_picture(preset: str, layout: str) -> None:
+    scene = natural_scene(config(preset)).model_copy(update={"log_ratio": 0.05, "layout": layout, "progress": 0.5})
+    shown = json.loads(json.dumps(picture(config(preset), scene), allow_nan=False))
+    for view, sides in shown["views"].items():
+        for side, values in sides.items():
+            assert None not in values, (view, side)
+            assert len(values) == len(shown["fields"])
