@@ -6,6 +6,7 @@ import torch
 
 from trainer.batch import TokenBatch
 from trainer.objectives import Objective, ObjectiveConfig, Outcome, Step
+from trainer.statistics import STATISTICS
 
 DOUBLE = torch.float64
 
@@ -30,6 +31,49 @@ def hand_batch(lengths: list[int], reward: list[float], group: list[int] | None 
     )
 
 
+# lowest, highest, whole numbers only: what each rarer statistic may be; others lie in [0, 1]
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "max_logprob": (-3, 0, False),
+    "mean_logit": (-9, 9, False),
+    "logsumexp": (-9, 9, False),
+    "token_logit": (-9, 9, False),
+    "top5_prob": (1e-6, 0.2, False),
+    "tempered_logprob": (-30, 0, False),
+    "kept_logprob": (-1e4, 0, False),
+    "nucleus_entropy": (0, 9, False),
+    "tempered_entropy": (0, 9, False),
+    "gradient_feature": (-1, 1, False),
+    "embedding": (-1, 1, False),
+    "answer": (-1, 2, True),
+    "correct": (0, 1, True),
+    "planning": (0, 1, True),
+    "trigger": (0, 1, True),
+    "think_end": (-1, 2, True),
+    "trajectory": (0, 2, True),
+    "turn": (0, 2, True),
+    "off_policy": (0, 1, True),
+    "replayed": (0, 1, True),
+    "teacher_logprob": (-30, 0, False),
+    "teacher_kl": (0, 30, False),
+    "span": (-1, 1, True),
+    "log_partition": (-9, 9, False),
+}
+WIDTH = 3  # entries of a vector statistic
+
+
+def rare(generator: torch.Generator, tokens: int, completions: int) -> dict[str, torch.Tensor]:
+    """Return every rarer statistic at random within its range."""
+    found = {}
+    for name, info in STATISTICS.items():
+        if info.core:
+            continue
+        low, high, whole = RANGES.get(name, (0, 1, False))
+        shape = [tokens if info.domain == "token" else completions, *([WIDTH] if info.width else [])]
+        values = low + (high - low) * torch.rand(shape, generator=generator, dtype=DOUBLE)
+        found[name] = values.round() if whole else values
+    return found
+
+
 def random_batch(generator: torch.Generator, prompts: int = 4, samples: int = 4, longest: int = 5) -> TokenBatch:
     """Return a random batch with every statistic, off-policy by a little."""
     count = prompts * samples
@@ -50,6 +94,9 @@ def random_batch(generator: torch.Generator, prompts: int = 4, samples: int = 4,
         ref_logprob=logprob + 0.5 * normal(),
         entropy=normal().abs(),
         old_entropy=normal().abs(),
+        sum_p2=torch.rand(tokens, generator=generator, dtype=DOUBLE),
+        sum_p2_logp=-normal().abs(),
+        extra=rare(generator, tokens, count),
         truncated=torch.rand(count, generator=generator) < 0.2,
         auxiliary=torch.arange(count) >= count - samples,
     )

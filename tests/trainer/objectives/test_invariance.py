@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from trainer.batch import TokenBatch
 from trainer.objectives import PRESETS, Objective, ObjectiveConfig, Step
+from trainer.statistics import STATISTICS
 
-from .batches import DOUBLE, hand_batch, objective, random_batch
+from .batches import DOUBLE, hand_batch, objective, random_batch, rare
 
 # clip-cov draws at random and AEPO replaces the *first* rows: order is part of their definition
 ORDERED = {"clip-cov", "aepo"}
@@ -24,7 +27,8 @@ EVERYTHING = (
     {"type": "entropy_bonus", "coefficient": 0.1},
 )
 TOKEN_FIELDS = (
-    "logprob", "old_logprob", "engine_logprob", "ref_logprob", "entropy", "old_entropy", "position",
+    "logprob", "old_logprob", "engine_logprob", "ref_logprob", "entropy", "old_entropy", "position", "sum_p2",
+    "sum_p2_logp",
 )  # fmt: skip
 
 
@@ -35,7 +39,20 @@ def permuted(batch: TokenBatch, order: list[int]) -> tuple[TokenBatch, torch.Ten
     place[torch.tensor(order)] = torch.arange(len(order))
     fields = {name: getattr(batch, name)[tokens] for name in TOKEN_FIELDS}
     rows = {name: getattr(batch, name)[order] for name in ("group", "reward", "length", "truncated", "auxiliary")}
-    return batch.replace(**fields, **rows, sequence=place[batch.sequence[tokens]]), tokens
+    extra = {
+        name: value[tokens if STATISTICS[name].domain == "token" else order] for name, value in batch.extra.items()
+    }
+    return batch.replace(**fields, **rows, extra=extra, sequence=place[batch.sequence[tokens]]), tokens
+
+
+def with_everything(preset: str) -> Objective:
+    """Return the preset with every common part added that it goes together with."""
+    parts: list[dict] = []
+    for part in EVERYTHING:
+        with contextlib.suppress(ValidationError):
+            objective(preset, *parts, part)
+            parts.append(part)
+    return objective(preset, *parts)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ORDERED])
@@ -45,7 +62,7 @@ def test_the_order_of_completions_does_not_matter(preset: str) -> None:
     batch = random_batch(torch.Generator().manual_seed(seed))
     order = torch.randperm(batch.sequences, generator=torch.Generator().manual_seed(seed)).tolist()
     moved, tokens = permuted(batch, order)
-    machine = objective(preset, *EVERYTHING)
+    machine = with_everything(preset)
     found, expected = (
         machine.apply(machine.prepare(each, now := Step(max_completion_tokens=6, total_steps=10)), now)
         for each in (moved, batch)
@@ -53,6 +70,10 @@ def test_the_order_of_completions_does_not_matter(preset: str) -> None:
     torch.testing.assert_close(found.loss, expected.loss)
     assert (found.grad_entropy is None) == (expected.grad_entropy is None)
     names = ["grad_logprob", "advantage", "mask", "weight"]
+    for name, value in found.grad_extra.items():
+        domain = STATISTICS[name].domain
+        moved_back = expected.grad_extra[name][tokens if domain == "token" else order]
+        torch.testing.assert_close(value, moved_back, msg=name)
     for name in names if found.grad_entropy is None else [*names, "grad_entropy"]:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name)[tokens], msg=name)
 
@@ -82,6 +103,9 @@ def batches(draw) -> TokenBatch:
         ref_logprob=column(VALUES),
         entropy=-column(st.floats(-11, 0)),
         old_entropy=-column(st.floats(-11, 0)),
+        sum_p2=column(st.floats(0, 1)),
+        sum_p2_logp=-column(st.floats(0, 5)),
+        extra=rare(torch.Generator().manual_seed(draw(st.integers(0, 2**31))), tokens, count),
         mask=column(st.sampled_from([0.0, 1.0])),
         valid=torch.tensor(row(st.booleans()), dtype=torch.bool),
         truncated=torch.tensor(row(st.booleans()), dtype=torch.bool),
@@ -109,6 +133,8 @@ def test_degenerate_batches_give_finite_numbers(name: str, batch: TokenBatch) ->
     outcome = machine.apply(prepared, now)
     for found in (outcome.loss, outcome.grad_logprob, outcome.weight, outcome.advantage, outcome.mask):
         assert torch.isfinite(found).all()
+    for name, gradient in outcome.grad_extra.items():
+        assert torch.isfinite(gradient).all(), name
     assert outcome.grad_entropy is None or torch.isfinite(outcome.grad_entropy).all()
     assert all(math.isfinite(value) for value in outcome.metrics.values())
     unusable = ~batch.per_token(batch.valid & torch.isfinite(batch.reward))
