@@ -32,6 +32,36 @@ def clip_of(batch: TokenBatch, step: Step) -> tuple[Tensor, Tensor]:
     )
 
 
+def unit(batch: TokenBatch) -> Tensor:
+    """Return 1 for each token, [N], whose derivative by the log-prob is 1: values kept, gradients let through."""
+    return (batch.logprob - batch.logprob.detach()).exp()
+
+
+def clipped(advantage: Tensor, ratio: Tensor, low: Tensor, high: Tensor, dual_clip: float = 0.0) -> Tensor:
+    """Return max(-A r, -A clip(r, low, high)), [N]; where A < 0 at most -A `dual_clip`, unless that is 0."""
+    values = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
+    return dual(values, advantage, dual_clip)
+
+
+def dual(values: Tensor, advantage: Tensor, bound: float) -> Tensor:
+    """Return the token losses, [N], at most -A `bound` where A < 0; unchanged where the bound is 0."""
+    if not bound:
+        return values
+    return torch.where(advantage < 0, torch.minimum(values, -advantage * bound), values)
+
+
+def report_clip(batch: TokenBatch, step: Step, ratio: Tensor, low: Tensor, high: Tensor) -> None:
+    """Write which shares of the tokens have a ratio beyond `high` with A > 0, or below `low` with A < 0."""
+    advantage, ratio = batch.need("advantage"), ratio.detach()
+    mask = torch.ones_like(ratio) if batch.mask is None else batch.mask
+    total = mask.sum().clamp(min=1)
+    above = ((advantage > 0) & (ratio > high)) * mask
+    below = ((advantage < 0) & (ratio < low)) * mask
+    step.metrics["objective/clip_high_share"] = float(above.sum() / total)
+    step.metrics["objective/clip_low_share"] = float(below.sum() / total)
+    step.metrics["objective/clip_share"] = float((above + below).sum() / total)
+
+
 class RatioSurrogate(Surrogate):
     """A surrogate of the ratio, with truncated importance sampling between engine and trainer as a property.
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from trainer.objectives.base import Family
-from trainer.objectives.surrogates import ppo_clip
+from trainer.objectives.surrogates import aspo, ce_gppo, cispo, gspo, ppo_clip, sapo
 
-FAMILY = Family("Ratio and clip", (ppo_clip,))
+FAMILY = Family("Ratio and clip", (ppo_clip, cispo, gspo, sapo, ce_gppo, aspo))

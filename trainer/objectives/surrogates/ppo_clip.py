@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.lazy import torch
 from trainer.objectives.base import Preset, Step
-from trainer.objectives.ratio import RatioSurrogate, clip_of, log_ratio
+from trainer.objectives.ratio import RatioSurrogate, clip_of, clipped, log_ratio, report_clip
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -42,26 +41,11 @@ class PPOClip(RatioSurrogate):
     )
 
     def loss(self, batch: TokenBatch, step: Step) -> Tensor:
-        assert batch.advantage is not None
-        advantage, ratio = batch.advantage, log_ratio(batch).exp()
+        advantage, ratio = batch.need("advantage"), log_ratio(batch).exp()
         below, above = clip_of(batch, step)
         low, high = 1 - below, 1 + above
-        free, clipped = -advantage * ratio, -advantage * ratio.clamp(low, high)
-        values = torch.maximum(free, clipped)
-        if self.dual_clip:
-            values = torch.where(advantage < 0, torch.minimum(values, -advantage * self.dual_clip), values)
-        self._report(batch, step, ratio.detach(), low, high)
-        return self.corrected(values, batch, step)
-
-    def _report(self, batch: TokenBatch, step: Step, ratio: Tensor, low: Tensor, high: Tensor) -> None:
-        assert batch.advantage is not None
-        mask = torch.ones_like(ratio) if batch.mask is None else batch.mask
-        total = mask.sum().clamp(min=1)
-        above = ((batch.advantage > 0) & (ratio > high)) * mask
-        below = ((batch.advantage < 0) & (ratio < low)) * mask
-        step.metrics["objective/clip_high_share"] = float(above.sum() / total)
-        step.metrics["objective/clip_low_share"] = float(below.sum() / total)
-        step.metrics["objective/clip_share"] = float((above + below).sum() / total)
+        report_clip(batch, step, ratio, low, high)
+        return self.corrected(clipped(advantage, ratio, low, high, self.dual_clip), batch, step)
 
 
 PARTS = (PPOClip,)
