@@ -199,14 +199,21 @@ def test_vendored_files_are_what_their_table_says():
     vendor = ROOT / "webapp/static/vendor"
     table = (vendor / "README.md").read_text()
     listed = set(re.findall(r"`([\w.]+\.(?:css|js|svg))`", table))
-    assert listed == {path.name for path in vendor.iterdir()} - {"README.md"}
+    files = [path for path in vendor.rglob("*") if path.is_file()]
+    assert listed == {path.name for path in files} - {
+        "README.md",
+        *(font.name for font in vendor.glob("katex/fonts/*")),
+    }
     versions = dict(re.findall(r"`([@\w/]+)`[^|]*\| ([\d.]+) \| MIT", table))
     assert f"v{versions['@tabler/core']}" in (vendor / "tabler.min.css").read_text()[:400]
     assert f"v{versions['uplot']}" in (vendor / "uPlot.iife.min.js").read_text()[:400]
     assert versions["@tabler/icons"] in (vendor / "icons.svg").read_text()[:400]
+    assert f'"{versions["katex"]}"' in (vendor / "katex/katex.min.js").read_text()
+    fonts = set(re.findall(r"url\((fonts/[^)]+)\)", (vendor / "katex/katex.min.css").read_text()))
+    assert fonts == {f"fonts/{path.name}" for path in vendor.glob("katex/fonts/*")}
     notice = (ROOT / "NOTICE").read_text()
     assert all(version in notice for version in versions.values())
-    assert sum(path.stat().st_size for path in vendor.iterdir()) < 2**20
+    assert sum(path.stat().st_size for path in files) < 3 * 2**19
 
 
 def test_make_offers_what_the_readme_promises():
