@@ -98,6 +98,7 @@ class Steering:
             total_steps=self.config.optimiser.steps,
             seed=self.config.seed,
             max_completion_tokens=self.config.sampling.max_completion_tokens,
+            memory=self.controllers,
         )
 
     def plan(self, number: int) -> AuxiliaryPlan | None:

@@ -60,8 +60,8 @@ def evaluate(objective: dict[str, Any] | ObjectiveConfig | str, batch: dict[str,
 
     Token results have the shape of the input, 0 at padding; `reward` is what the shapers left of it, and `grad_extra`
     holds the gradients with respect to rarer differentiable statistics. `history` (numbers, or objects with entropy,
-    entropy_sampled, reward, kl) steps the controllers first; `knobs` are the values in force after it, and `course`
-    those after each entry. Raises ConfigError naming the field that is wrong.
+    entropy_sampled, reward, kl, metrics) steps the controllers first; `knobs` are the values in force after it, and
+    `course` those after each entry. Raises ConfigError naming the field that is wrong.
     """
     machine = Objective(_config(objective))
     batch, ignored = _renamed(batch)
@@ -104,7 +104,7 @@ def _history(machine: Objective, batch: dict[str, Any], step: Step) -> tuple[dic
     """Step the controllers through the recorded history; return the knobs in force and those after each entry."""
     knobs = {name: knob.value for name, knob in machine.knobs().items()}
     knobs |= {name: number(value, f"knobs.{name}") for name, value in batch.get("knobs", {}).items()}
-    state, course = machine.start(), []
+    step.memory, course = machine.start(), []
     history = batch.get("history", [])
     for index, entry in enumerate(history):
         seen = entry if isinstance(entry, dict) else {"entropy": entry}
@@ -116,8 +116,9 @@ def _history(machine: Objective, batch: dict[str, Any], step: Step) -> tuple[dic
             entropy_sampled=number(seen.get("entropy_sampled", entropy), "history.entropy_sampled"),
             reward=number(seen.get("reward", 0.0), "history.reward"),
             kl=number(seen.get("kl", 0.0), "history.kl"),
+            metrics={name: number(value, f"history.{name}") for name, value in seen.get("metrics", {}).items()},
         )
-        state, changed = machine.control(state, observation, knobs)
+        step.memory, changed = machine.control(step.memory, observation, knobs)
         knobs = {**knobs, **changed}
         course.append(knobs)
     return knobs, course
