@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # e.g. make demo UP="--port 8080"
 UP ?=
 
-.PHONY: demo up install test check format chromium bench gpu-check help
+.PHONY: demo up install test check format docs chromium bench gpu-check help
 
 help:
 	@echo "make demo       install, start everything, launch the demo run, print its page"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       everything CI runs: checks and all tests"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     put the code in order"
+	@echo "make docs       docs/catalogue.md anew, from the declarations of objectives"
 	@echo "make bench      latency and page benchmarks"
 	@echo "make gpu-check  GPU tests and a short GPU run; skips politely without a GPU"
 
@@ -50,6 +51,9 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python -m trainer docs-objectives
 
 # The end-to-end tests drive Debian's Chromium.
 chromium:

@@ -5,6 +5,7 @@ python -m trainer RUN_DIR                                                       
 accelerate launch -m trainer RUN_DIR                                             the same on several GPUs or nodes
 python -m trainer check CONFIG.toml [--json]                                     say what would not work
 python -m trainer evaluate-objective --objective O.json --batch B.json           an objective on recorded numbers
+python -m trainer docs-objectives [--check]                                      docs/catalogue.md, written anew
 python -m trainer schema                                                         JSON schema of a config
 """
 
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.objectives import evaluate
 
         return evaluate.main(arguments[1:]) or 0
+    if arguments and arguments[0] == "docs-objectives":
+        from trainer.objectives import document
+
+        return document.main(arguments[1:])
     if len(arguments) == 1 and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
         from trainer.attempt import run_attempt
 
@@ -57,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     check.add_argument("--json", action="store_true")
     commands.add_parser("evaluate-objective", help="an objective on recorded numbers")
+    commands.add_parser("docs-objectives", help="write docs/catalogue.md from the declarations")
     commands.add_parser("schema", help="JSON schema of a config")
     return top
 

@@ -1,4 +1,4 @@
-"""describe: what the web form shows of an objective before anything runs. Imports no torch."""
+"""describe: what pages and docs say of an objective, from its declarations alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 from trainer.objectives.base import ObjectivePart
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.registry import PARTS, PRESETS
+from trainer.statistics import STATISTICS, Statistic, StatisticInfo, unavailable
 
 SAMPLES = 101  # points of a curve over the run
 
 
 def describe(objective: str | ObjectiveConfig) -> dict[str, Any]:
-    """Return title, summary, when, reference, confidence, parts with their fields, knobs and the planned entropy curve.
+    """Return everything declared of a preset, its parts with their fields, and the planned entropy curve.
 
     The curve holds `x` in [0, 1] (share of the run), `low`, `high` and `unit` (nats, or "x initial" for multiples of
     the initial entropy); it is None where nothing is planned. Raises ValueError for an unknown preset.
@@ -24,6 +25,13 @@ def describe(objective: str | ObjectiveConfig) -> dict[str, Any]:
         "title": preset.title,
         "summary": preset.summary,
         "when": preset.when,
+        "formula": preset.formula,
+        "family": preset.family,
+        "assumed": preset.assumed,
+        "experimental": preset.experimental,
+        "variants": preset.variants,
+        "statistics": [info.name for info in statistics(config)],
+        "missing": {info.name: info.missing for info in missing(config)},
         "reference": preset.reference.model_dump() if preset.reference else None,
         "confidence": preset.confidence,
         "parts": [describe_part(part) for part in config.parts],
@@ -31,15 +39,67 @@ def describe(objective: str | ObjectiveConfig) -> dict[str, Any]:
     }
 
 
+def reads(config: ObjectiveConfig) -> frozenset[Statistic]:
+    """Return the statistics an objective reads."""
+    return frozenset().union(*(part.reads() for part in config.parts))
+
+
+def statistics(config: ObjectiveConfig) -> list[StatisticInfo]:
+    """Return the statistics an objective reads, in the order of their table; the log-prob is always among them."""
+    names = reads(config) | {"logprob"}
+    return [info for name, info in STATISTICS.items() if name in names]
+
+
+def missing(config: ObjectiveConfig) -> list[StatisticInfo]:
+    """Return the statistics an objective reads and a run cannot have: without them it can only be evaluated."""
+    return unavailable(reads(config))
+
+
+def part_words(kind: type[ObjectivePart]) -> tuple[str, str]:
+    """Return title and explanation of a part type: its docstring, without a first line that only repeats the title."""
+    first, _, rest = (kind.__doc__ or "").strip().partition("\n\n")
+    first, rest = " ".join(first.split()), " ".join(rest.split())
+    title = kind.title or first.rstrip(".")
+    return title, rest if first.rstrip(".") == title and rest else " ".join(filter(None, (first, rest)))
+
+
+def changes(config: ObjectiveConfig) -> list[ObjectivePart]:
+    """Return the parts in which an objective differs from plain GRPO: the method's own."""
+    plain = {part.type: part for part in ObjectiveConfig().parts}
+    return [part for part in config.parts if part != plain.get(part.type)]
+
+
+LOWER = (("minimum", "≥"), ("exclusiveMinimum", ">"))
+UPPER = (("maximum", "≤"), ("exclusiveMaximum", "<"))
+
+
+def allowed(schema: dict[str, Any], name: str) -> str:
+    """Return in words what a setting may be by its JSON schema: its range, its choices or its kind."""
+    value = schema["properties"][name]
+    while "$ref" in value:
+        value = schema["$defs"][value["$ref"].rpartition("/")[2]]
+    if "enum" in value:
+        return ", ".join(map(str, value["enum"]))
+    if value.get("type") == "boolean":
+        return "on, off"
+    low = next((f"{sign} {value[key]:,.10g}" for key, sign in LOWER if key in value), "")
+    high = next((f"{sign} {value[key]:,.10g}" for key, sign in UPPER if key in value), "")
+    if low.startswith("≥") and high.startswith("≤"):
+        return f"{low[2:]} to {high[2:]}"
+    return ", ".join(filter(None, (low, high))) or str(value.get("type", "any"))
+
+
 def describe_part(part: ObjectivePart) -> dict[str, Any]:
     """Return one part with its fields as the form needs them; `value` is the setting in this config."""
-    title, _, text = (type(part).__doc__ or "").strip().partition("\n")
+    title, text = part_words(type(part))
     return {
         "type": part.type,
         "stage": part.stage,
-        "title": part.title or title,
-        "text": " ".join((text or title).split()),
+        "title": title,
+        "text": text,
         "paper": part.paper,
+        "formula": part.formula,
+        "domain": part.domain,
         "needs": sorted(part.reads()),
         "fields": describe_fields(type(part), part),
     }
@@ -62,6 +122,7 @@ def describe_fields(kind: type[ObjectivePart], part: ObjectivePart | None = None
                 "help": info.description or "",
                 "unit": extra.get("unit", ""),
                 "knob": extra.get("knob"),
+                "allowed": allowed(schema, name),
                 "advanced": bool(extra.get("advanced")),
                 "show_if": extra.get("show_if"),
                 "schema": {**value, "$defs": shared} if shared else value,
@@ -89,9 +150,11 @@ def catalogue() -> dict[str, Any]:
         name: {
             "type": name,
             "stage": kind.stage,
-            "title": kind.title,
-            "text": " ".join((kind.__doc__ or "").split()),
+            "title": part_words(kind)[0],
+            "text": part_words(kind)[1],
             "paper": kind.paper,
+            "formula": kind.formula,
+            "domain": kind.domain,
             "fields": describe_fields(kind),
         }
         for name, kind in PARTS.items()
