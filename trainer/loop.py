@@ -24,7 +24,7 @@ from trainer.objectives import Objective
 from trainer.optimiser import Optimiser
 from trainer.policy import Policy
 from trainer.prompts import Prompts
-from trainer.recorder import Recorder
+from trainer.recorder import RECORDED, Recorder
 from trainer.report import answers, observation, peak_memory, step_metrics, ungraded
 from trainer.rewards.pool import RewardPool
 from trainer.rollout import engine
@@ -61,7 +61,7 @@ class Trainer:
             reference = Policy(source, config.model, world.device)
             reference.budget = self.policy.budget
         self.updater = Updater(self.policy, reference, self.objective, self.optimiser, world)
-        self.recorder = Recorder(folder, config.sampling.samples_per_prompt, config.recording.max_samples, world)
+        self.recorder = Recorder(folder, config, world)
         if resumed:
             self._restore(resumed)
 
@@ -86,13 +86,13 @@ class Trainer:
             completions = self.collector.collect(step, self.attempt, share, temperature, plan, times)
             self.stream.progress(step, "update", 0, 1)
             settings = self.steering.step(step)
-            update = self.updater.update(
-                completions, settings, self.config.optimiser.minibatches_per_step, temperature, times
-            )
+            minibatches, recorded = self.config.optimiser.minibatches_per_step, self.recorder.due(step)
+            also = RECORDED if recorded else ()
+            update = self.updater.update(completions, settings, minibatches, temperature, times, also=also)
             metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
             self.health.check(step, update, *ungraded(completions, self.world))
-            if step % self.config.recording.every_steps == 0 or step == 1:
-                self.recorder.record(step, completions, update, self.stream)
+            if recorded:
+                self.recorder.record(step, completions, update, settings, self.stream, self.attempt)
             if "entropy/mean" in metrics:
                 self.steering.observe(observation(step, total, metrics), self.stream)
 

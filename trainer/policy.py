@@ -42,7 +42,7 @@ class Trajectory:
         return len(self.prompt) + len(self.completion)
 
 
-MOMENTS = ("sum_p2", "sum_p2_logp")
+MOMENTS = ("sum_p2", "sum_p2_logp", "entropy_gain")
 
 
 class Policy:

@@ -1,6 +1,7 @@
 """Rollout files: one parquet file a step, one row a completion, open to pandas, polars and duckdb.
 
-Text is stored as the model wrote it, control characters and all: whoever shows it must escape it.
+A file says by itself what the step was: its metadata holds the objective, the knobs in force and the sizes of the step,
+and its columns every statistic the objective read, so that another objective can be applied to it later (whatif). Text is stored as the model wrote it, control characters and all: whoever shows it must escape it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from trainer.collect import Completion
+from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.events import RunFolder
+from trainer.objectives import Step
+from trainer.statistics import STATISTICS
 from trainer.stream import Silent, disk_errors
 from trainer.update import Update
 
@@ -38,7 +43,7 @@ SCHEMA = pa.schema(
         pa.field("branch_token", pa.uint32()),
         pa.field("token_ids", pa.list_(pa.uint32())),
         pa.field("byte_offsets", pa.list_(pa.uint32())),  # where each token's text begins in the UTF-8 completion
-        pa.field("entropy", pa.list_(pa.float16())),  # nats
+        pa.field("entropy", pa.list_(pa.float32())),  # nats
         pa.field("logprob", pa.list_(pa.float32())),
         pa.field("engine_logprob", pa.list_(pa.float32())),
         pa.field("weight", pa.list_(pa.float16())),
@@ -46,17 +51,27 @@ SCHEMA = pa.schema(
         pa.field("flags", pa.list_(pa.uint8())),
     ]
 )
+RECORDED = ("sum_p2", "sum_p2_logp", "entropy_gain")  # computed for every recorded step, read by the objective or not
+CURRENT = "current_"  # prefix of what a later minibatch found, where a step has several
+METADATA = b"isentrope"  # key of the JSON that describes the step
 
 
 class Recorder:
     """Writes rollout files: the first whole groups of a step, up to a number of samples."""
 
-    def __init__(self, folder: RunFolder, samples_per_prompt: int, max_samples: int, world: World) -> None:
-        self.folder, self.world = folder, world
-        self.groups, self.max_samples = -(-max_samples // samples_per_prompt), max_samples
+    def __init__(self, folder: RunFolder, config: RunConfig, world: World) -> None:
+        self.folder, self.config, self.world = folder, config, world
+        self.max_samples = config.recording.max_samples
+        self.groups = -(-self.max_samples // config.sampling.samples_per_prompt)
 
-    def record(self, step: int, completions: list[Completion], update: Update, stream: Silent) -> None:
-        """Write the file of a step and say so."""
+    def due(self, step: int) -> bool:
+        """Return whether a step is recorded."""
+        return step == 1 or step % self.config.recording.every_steps == 0
+
+    def record(
+        self, step: int, completions: list[Completion], update: Update, settings: Step, stream: Silent, attempt: int
+    ) -> None:
+        """Write the file of a step and say so; `settings` is what its objective was given."""
         mine = [completion for completion in completions if completion.group < self.groups]
         chosen = sorted(
             (c for part in self.world.gather(mine) for c in part), key=lambda c: (c.group, c.auxiliary, c.sample)
@@ -65,8 +80,8 @@ class Recorder:
             return
         chosen = chosen[: self.max_samples]
         path = self.folder.rollout_file(step)
-        table = pa.table(_columns(chosen, update), schema=SCHEMA)
-        write(table, path)
+        facts = {**describe(self.config, settings), "attempt": attempt, "completions": len(update.layout.length)}
+        write(_table(chosen, update, facts), path)
         stream.emit(
             "rollouts",
             step,
@@ -89,14 +104,56 @@ def write(table: pa.Table, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
-    batch, layout = update.batch, update.layout
-    ends = layout.length.cumsum(0)
-    spans = {
-        index: slice(end - length, end)
-        for index, end, length in zip(layout.index.tolist(), ends.tolist(), layout.length.tolist(), strict=True)
+def describe(config: RunConfig, settings: Step) -> dict[str, Any]:
+    """Return what another objective needs to know of a step besides its tokens; plain JSON."""
+    return {
+        "step": settings.step,
+        "total_steps": settings.total_steps,
+        "seed": settings.seed,
+        "max_completion_tokens": settings.max_completion_tokens,
+        "knobs": settings.knobs,
+        "prompts": config.sampling.prompts_per_step,
+        "minibatches": config.optimiser.minibatches_per_step,
+        "objective": config.objective.model_dump(mode="json"),
     }
-    where = [spans[completion.index] for completion in chosen]
+
+
+def _table(chosen: list[Completion], update: Update, facts: dict[str, Any]) -> pa.Table:
+    """Return the rows under SCHEMA, then a column for each statistic there is besides."""
+    columns, schema = _columns(chosen, update), SCHEMA
+    for name, (kind, values) in _statistics(chosen, update).items():
+        columns[name], schema = values, schema.append(pa.field(name, kind))
+    return pa.table(columns, schema=schema.with_metadata({METADATA: json.dumps(facts).encode()}))
+
+
+def _statistics(chosen: list[Completion], update: Update) -> dict[str, tuple[pa.DataType, list[Any]]]:
+    """Return {column: (type, a value for each row)} of the statistics that not every file has."""
+    batch, spans = update.batch, _spans(chosen, update)
+    core = {name: getattr(batch, name) for name in ("ref_logprob", "sum_p2", "sum_p2_logp")}
+    later = {f"{CURRENT}{name}": value for name, value in update.current.items()}
+    tokens = {name: value for name, value in (core | later).items() if value is not None}
+    found = {}
+    for name, value in (tokens | batch.extra).items():
+        array = value.detach().float().numpy()
+        if name in tokens or STATISTICS[name].domain == "token":
+            found[name] = (pa.list_(pa.float32()), [array[span] for span in spans])
+        else:
+            places = [int(torch.searchsorted(update.layout.index, c.index)) for c in chosen]
+            kind = pa.list_(pa.float32()) if array.ndim > 1 else pa.float32()
+            found[name] = (kind, [array[place] for place in places])
+    return found
+
+
+def _spans(chosen: list[Completion], update: Update) -> list[slice]:
+    """Return where each completion's tokens stand in the step."""
+    index, length = update.layout.index, update.layout.length
+    ends = length.cumsum(0)
+    places = [int(torch.searchsorted(index, completion.index)) for completion in chosen]
+    return [slice(int(ends[place] - length[place]), int(ends[place])) for place in places]
+
+
+def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
+    batch, where = update.batch, _spans(chosen, update)
 
     def lists(values: Tensor) -> list[Any]:
         array = values.numpy()
@@ -118,7 +175,7 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
         "branch_token": [None] * len(chosen),
         "token_ids": [list(c.tokens.completion) for c in chosen],
         "byte_offsets": [c.offsets for c in chosen],
-        "entropy": lists(batch.need("old_entropy").half()),
+        "entropy": lists(batch.need("old_entropy").float()),
         "logprob": lists(batch.need("old_logprob").float()),
         "engine_logprob": lists(batch.need("engine_logprob").float()),
         "weight": lists(update.weight.clamp(-65504, 65504).half()),
@@ -130,8 +187,7 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
 def _flags(update: Update) -> Tensor:
     batch = update.batch
     flags = (~batch.per_token(batch.need("valid"))).byte() * FLAG_INVALID
-    if batch.mask is not None:
-        flags |= (batch.mask == 0).byte() * FLAG_MASKED
+    flags |= (update.kept == 0).byte() * FLAG_MASKED
     if batch.auxiliary is not None:
         flags |= batch.per_token(batch.auxiliary).byte() * FLAG_AUXILIARY
     return flags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,11 +37,17 @@ class Scorer:
         return Layout.of(self.world, torch.tensor(indices, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
 
     def start(
-        self, completions: list[Completion], temperature: float, options: Mapping[str, Any]
+        self,
+        completions: list[Completion],
+        temperature: float,
+        options: Mapping[str, Any],
+        *,
+        also: Collection[str] = (),
     ) -> tuple[TokenBatch, Layout]:
-        """Return the step's batch with the step-start policy's statistics."""
+        """Return the step's batch with the step-start policy's statistics, and those of the head named in `also`."""
         layout = self.layout(completions)
-        mine = self._tokens(completions, temperature, options)
+        head = list(dict.fromkeys((*self.head, *also)))
+        mine = self._tokens(completions, temperature, options, head)
         tokens = layout.tokens(torch.stack(list(mine.values()), 1)).double()  # [N, F]
         columns = dict(zip(mine, tokens.unbind(1), strict=True))
         rewards = [completion.scored.reward for completion in completions]
@@ -54,7 +60,7 @@ class Scorer:
                 dtype=torch.float64,
             )
         )  # [S, 5]
-        extra = {name: columns[name] for name in (*self.head, *self.text, "hellinger") if name in columns}
+        extra = {name: columns[name] for name in (*head, *self.text, "hellinger") if name in columns}
         extra = {name: value for name, value in extra.items() if not STATISTICS[name].core}
         return TokenBatch(
             logprob=columns["logprob"],
@@ -83,10 +89,13 @@ class Scorer:
         layout: Layout,
         temperature: float,
         options: Mapping[str, Any],
+        *,
+        also: Collection[str] = (),
     ) -> TokenBatch:
         """Return the batch with the statistics of the policy as it is now."""
         trajectories = [completion.tokens for completion in completions]
-        scores = self.policy.score(trajectories, temperature, names=self.again, options=options)
+        again = list(dict.fromkeys((*self.again, *also)))
+        scores = self.policy.score(trajectories, temperature, names=again, options=options)
         tokens = layout.tokens(torch.stack(list(scores.values()), 1)).double()
         fresh = dict(zip(scores, tokens.unbind(1), strict=True))
         core = {name: value for name, value in fresh.items() if STATISTICS[name].core}
@@ -94,11 +103,11 @@ class Scorer:
         return batch.replace(**core, extra={**batch.extra, **extra})
 
     def _tokens(
-        self, completions: list[Completion], temperature: float, options: Mapping[str, Any]
+        self, completions: list[Completion], temperature: float, options: Mapping[str, Any], head: list[str]
     ) -> dict[str, Tensor]:
         """Return the statistics of this process's tokens by name, [n] each."""
         trajectories = [completion.tokens for completion in completions]
-        scores = self.policy.score(trajectories, temperature, names=self.head, options=options)
+        scores = self.policy.score(trajectories, temperature, names=head, options=options)
         if "ref_logprob" in self.needs:
             with self.reference.base():
                 scores["ref_logprob"] = self.reference.score(trajectories, temperature)["logprob"]

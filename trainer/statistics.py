@@ -73,6 +73,12 @@ STATISTICS: dict[str, StatisticInfo] = {
         ),
         _core("sum_p2", "sum of squared probabilities over the vocabulary"),
         _core("sum_p2_logp", "sum of p^2 log p over the vocabulary", unit="nats"),
+        StatisticInfo(
+            "entropy_gain",
+            "squared norm of the entropy's gradient by the logits: the first-order entropy change that a unit of "
+            "entropy bonus causes",
+            unit="nats²",
+        ),
         StatisticInfo("max_logprob", "log-prob of the likeliest token", unit="nats"),
         StatisticInfo("mean_logit", "mean logit over the vocabulary, at the training temperature", policy="old"),
         StatisticInfo("logsumexp", "log of the sum of exponentiated logits", unit="nats", policy="old"),
@@ -145,6 +151,21 @@ STATISTICS: dict[str, StatisticInfo] = {
         ),
         StatisticInfo(
             "correct", "whether the answer is right, 1 or 0", domain="completion", policy="judge", supplier="grading"
+        ),
+        StatisticInfo(
+            "copied",
+            "1 where the answer only repeats the question (Rouge-L precision above 0.8, or part of it), else 0",
+            domain="completion",
+            policy="text",
+            supplier="",
+            missing="a comparison of answer and question",
+        ),
+        StatisticInfo(
+            "task",
+            "number of the task the prompt belongs to; 0 throughout where a run trains one task",
+            domain="completion",
+            policy="text",
+            supplier="sampling",
         ),
         StatisticInfo(
             "formula_novelty",

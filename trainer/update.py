@@ -8,6 +8,7 @@ gradients, and carries these two through the model. Neither micro-batches nor pr
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Update:
     batch: TokenBatch  # as prepared, with the step-start policy's statistics
     weight: Tensor  # [N] coefficient of each token's log-prob gradient (see Outcome)
     entropy_weight: Tensor  # [N] the same for its entropy gradient, times the number of tokens
+    kept: Tensor  # [N] 0/1, tokens that kept their policy gradient after all masks
+    current: dict[str, Tensor] = field(default_factory=dict)  # [N] by statistic: as the token's own minibatch found it
     norms: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -48,30 +51,47 @@ class Updater:
         self.scorer = Scorer(policy, reference, objective.needs, world)
 
     def update(
-        self, completions: list[Completion], step: Step, minibatches: int, temperature: float, times: dict[str, float]
+        self,
+        completions: list[Completion],
+        step: Step,
+        minibatches: int,
+        temperature: float,
+        times: dict[str, float],
+        *,
+        also: Collection[str] = (),
     ) -> Update:
-        """Score, weigh and learn from this process's completions; adds to `times` (seconds)."""
+        """Score, weigh and learn from this process's completions; adds to `times` (seconds).
+
+        `also` names statistics of the head to compute besides what the objective reads: those that are recorded.
+        """
         began = time.monotonic()
         options = self.objective.options(step.knobs)
-        batch, layout = self.scorer.start(completions, temperature, options)
+        batch, layout = self.scorer.start(completions, temperature, options, also=also)
         times["score"] = time.monotonic() - began
         began = time.monotonic()
         zeros = torch.zeros_like(batch.logprob)
         if not bool(torch.isfinite(batch.logprob).all()):
-            return Update(layout, batch, zeros, zeros, problems=["log-probs are not finite"])
+            return Update(layout, batch, zeros, zeros, torch.ones_like(zeros), problems=["log-probs are not finite"])
         batch = self.objective.prepare(batch, step)
-        update = Update(layout, batch, zeros.clone(), zeros.clone())
+        update = Update(layout, batch, zeros.clone(), zeros.clone(), zeros.clone())
         groups = int(batch.group.max()) + 1
         for number in range(minibatches):
             chosen = batch.group * minibatches // groups == number  # [S]
-            self._minibatch(update, completions, step, number, chosen, temperature)
+            self._minibatch(update, completions, step, number, chosen, temperature, also)
         for name, value in step.metrics.items():
             update.metrics.setdefault(name, [value])
         times["update"] = time.monotonic() - began
         return update
 
     def _minibatch(
-        self, update: Update, completions: list[Completion], step: Step, number: int, chosen: Tensor, temperature: float
+        self,
+        update: Update,
+        completions: list[Completion],
+        step: Step,
+        number: int,
+        chosen: Tensor,
+        temperature: float,
+        also: Collection[str],
     ) -> None:
         """Apply the objective to the chosen completions [S] and take one optimiser step."""
         local = [c for c in completions if bool(chosen[torch.searchsorted(update.layout.index, c.index)])]
@@ -80,12 +100,14 @@ class Updater:
         layout = update.layout if batch is update.batch else self.scorer.layout(local)
         options = self.objective.options(step.knobs)
         if number:  # the policy has moved since the step began
-            batch = self.scorer.refresh(batch, local, layout, temperature, options)
+            batch = self.scorer.refresh(batch, local, layout, temperature, options, also=also)
+        if batch is not update.batch:
+            _remember(update, batch, where)
         part = Step(**{**vars(step), "minibatch": number, "metrics": {}})
         outcome = self.objective.apply(batch, part)
         for name, value in {**outcome.metrics, "loss": float(outcome.loss)}.items():
             update.metrics.setdefault(name, []).append(value)
-        update.weight[where] = outcome.weight
+        update.weight[where], update.kept[where] = outcome.weight, outcome.mask
         if outcome.grad_entropy is not None:
             update.entropy_weight[where] = -outcome.grad_entropy * len(where)
         self._learn(update, outcome, [c.tokens for c in local], layout.mine, step.step, temperature, options)
@@ -126,6 +148,15 @@ class Updater:
             update.problems.append("the gradient norm is not finite")
             return
         update.norms.append(norm)
+
+
+def _remember(update: Update, batch: TokenBatch, where: Tensor) -> None:
+    """Note the statistics of the policy as a minibatch's tokens, at `where` [M] in the step, found it."""
+    known = {name: getattr(batch, name) for name, info in STATISTICS.items() if info.core and hasattr(batch, name)}
+    for name, value in (known | batch.extra).items():
+        info = STATISTICS[name]
+        if value is not None and (info.policy, info.domain, info.supplier) == ("current", "token", "head"):
+            update.current.setdefault(name, torch.zeros_like(update.weight))[where] = value.detach()
 
 
 def subset(batch: TokenBatch, chosen: Tensor) -> TokenBatch:

@@ -40,10 +40,10 @@ def chunked(
         hidden.device.type, enabled=False
     ):  # the precision of the statistics is fixed here, not outside
         out = LinearLogprobEntropy.apply(hidden, weight, bias, target, temperature, moments, chunk_bytes)
-    logprob, entropy, lse, largest, argmax, sum_p2, sum_p2_logp = out
+    logprob, entropy, lse, largest, argmax, sum_p2, sum_p2_logp, entropy_gain = out
     if not moments:
-        sum_p2 = sum_p2_logp = None
-    return TokenStats(logprob, entropy, lse, sum_p2, sum_p2_logp, largest, argmax)
+        sum_p2 = sum_p2_logp = entropy_gain = None
+    return TokenStats(logprob, entropy, lse, sum_p2, sum_p2_logp, entropy_gain, largest, argmax)
 
 
 def row_chunks(count: int, vocabulary: int, itemsize: int, chunk_bytes: int) -> Iterator[slice]:
@@ -86,18 +86,18 @@ class LinearLogprobEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         count, vocabulary = hidden.shape[0], weight.shape[0]
         inverse = (1 / temperature.to(wide)).expand(count)
-        out = hidden.new_empty(6, count, dtype=wide)
+        out = hidden.new_empty(7, count, dtype=wide)
         argmax = target.new_empty(count)
         log_sums = hidden.new_empty(count, dtype=wide)
         for rows in row_chunks(count, vocabulary, wide.itemsize, chunk_bytes):
             logits = scaled_logits(hidden[rows], weight, bias, inverse[rows], wide)
             out[:, rows], log_sums[rows], argmax[rows] = row_statistics(logits, target[rows], moments=moments)
-        logprob, entropy, lse, largest, sum_p2, sum_p2_logp = out.unbind(0)
+        logprob, entropy, lse, largest, sum_p2, sum_p2_logp, entropy_gain = out.unbind(0)
         ctx.save_for_backward(hidden, weight, bias, target, inverse, largest, log_sums, entropy)
         ctx.chunk_bytes = chunk_bytes
-        ctx.mark_non_differentiable(lse, largest, argmax, sum_p2, sum_p2_logp)
+        ctx.mark_non_differentiable(lse, largest, argmax, sum_p2, sum_p2_logp, entropy_gain)
         ctx.set_materialize_grads(False)
-        return logprob, entropy, lse, largest, argmax, sum_p2, sum_p2_logp
+        return logprob, entropy, lse, largest, argmax, sum_p2, sum_p2_logp, entropy_gain
 
     @staticmethod
     @once_differentiable
@@ -140,7 +140,7 @@ def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, inverse: 
 
 
 def row_statistics(logits: Tensor, target: Tensor, *, moments: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return [6, rows] logprob, entropy, lse, max, sum p^2, sum p^2 log p; log sum exp u; argmax. Eats `logits`."""
+    """Return [7, rows] logprob, entropy, lse, max, sum p^2, sum p^2 log p, gain; log sum exp u; argmax. Eats `logits`."""
     largest, argmax = logits.max(dim=-1)
     u = logits.sub_(largest[:, None])
     u_target = u.gather(1, target[:, None]).squeeze(1)
@@ -150,12 +150,14 @@ def row_statistics(logits: Tensor, target: Tensor, *, moments: bool) -> tuple[Te
     s1 = (u * weights).sum(-1)
     log_s0 = s0.log()
     entropy = log_s0 - s1 / s0
-    sum_p2 = sum_p2_logp = torch.zeros_like(s0)
+    sum_p2 = sum_p2_logp = gain = torch.zeros_like(s0)
     if moments:
+        # u - log s0 + H is log p + H; summed directly, because three moments would cancel where p is near 1
+        gain = (u - (log_s0 - entropy)[:, None]).mul_(weights).square_().sum(-1) / s0.square()
         weights.square_()
         q0, q1 = weights.sum(-1), weights.mul_(u).sum(-1)
         sum_p2, sum_p2_logp = q0 / s0.square(), (q1 - q0 * log_s0) / s0.square()
-    rows = torch.stack([u_target - log_s0, entropy, largest + log_s0, largest, sum_p2, sum_p2_logp])
+    rows = torch.stack([u_target - log_s0, entropy, largest + log_s0, largest, sum_p2, sum_p2_logp, gain])
     return rows, log_s0, argmax
 
 

@@ -32,12 +32,14 @@ def reference(
     p = finite.exp() * (logp != -torch.inf)
     rows = torch.arange(target.shape[0], device=target.device)
     largest, argmax = logits.detach().max(dim=-1)
+    entropy = -(p * finite).sum(-1)
     return TokenStats(
         logprob=logp[rows, target],
-        entropy=-(p * finite).sum(-1),
+        entropy=entropy,
         lse=torch.logsumexp(logits.detach(), dim=-1),
         sum_p2=p.detach().square().sum(-1) if moments else None,
         sum_p2_logp=(p * p * finite).detach().sum(-1) if moments else None,
+        entropy_gain=(p * (finite + entropy[:, None])).detach().square().sum(-1) if moments else None,
         max_logit=largest,
         argmax=argmax,
     )

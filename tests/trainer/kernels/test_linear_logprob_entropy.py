@@ -75,7 +75,11 @@ def test_the_rest_is_detached_and_true(room: str) -> None:
     assert torch.equal(stats.argmax, logits.argmax(-1))
     torch.testing.assert_close(stats.sum_p2, (p * p).sum(-1))
     torch.testing.assert_close(stats.sum_p2_logp, (p * p * p.log()).sum(-1))
-    for name in ("lse", "max_logit", "argmax", "sum_p2", "sum_p2_logp"):
+    free = logits.clone().requires_grad_()
+    entropy = -(free.softmax(-1) * free.log_softmax(-1)).sum()
+    (slope,) = torch.autograd.grad(entropy, free)
+    torch.testing.assert_close(stats.entropy_gain, slope.square().sum(-1))
+    for name in ("lse", "max_logit", "argmax", "sum_p2", "sum_p2_logp", "entropy_gain"):
         assert not getattr(stats, name).requires_grad, name
 
 
@@ -146,6 +150,7 @@ def test_banned_tokens_have_no_mass_and_no_gradient(room: str) -> None:
     assert stats.logprob[3] == -torch.inf
     torch.testing.assert_close(stats.entropy, alone.entropy)
     torch.testing.assert_close(stats.sum_p2_logp, alone.sum_p2_logp)
+    torch.testing.assert_close(stats.entropy_gain, alone.entropy_gain)
     loss = stats.logprob[:3].sum() + 0.7 * stats.entropy.sum()
     grads = torch.autograd.grad(loss, [hidden, weight, banned])
     assert all(torch.isfinite(grad).all() for grad in grads)
