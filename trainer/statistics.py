@@ -219,6 +219,22 @@ STATISTICS: dict[str, StatisticInfo] = {
             missing=REPLAY,
         ),
         StatisticInfo(
+            "recent_mean",
+            "median over recent steps of the groups' mean rewards",
+            domain="completion",
+            policy="buffer",
+            supplier="",
+            missing=REPLAY,
+        ),
+        StatisticInfo(
+            "recent_std",
+            "median over recent steps of the standard deviations of the groups' rewards",
+            domain="completion",
+            policy="buffer",
+            supplier="",
+            missing=REPLAY,
+        ),
+        StatisticInfo(
             "teacher_logprob",
             "log-prob of the sampled token with the solution in the prompt",
             unit="nats",
@@ -229,6 +245,15 @@ STATISTICS: dict[str, StatisticInfo] = {
         StatisticInfo(
             "teacher_kl",
             "KL divergence from teacher to policy over the vocabulary, at tokens of key spans",
+            unit="nats",
+            policy="teacher",
+            supplier="",
+            missing=TEACHER,
+            differentiable=True,
+        ),
+        StatisticInfo(
+            "teacher_reverse_kl",
+            "KL divergence from policy to teacher over the vocabulary, at tokens of error spans",
             unit="nats",
             policy="teacher",
             supplier="",

@@ -65,6 +65,11 @@ def quantile(values: Tensor, q: float) -> Tensor:
     return torch.lerp(ordered[left], ordered[right], place - left)
 
 
+def nearest_quantile(values: Tensor, q: float) -> Tensor:
+    """Return the value nearest to the quantile, [], halves to even as torch's "nearest" does."""
+    return values.sort().values[round(q * (values.shape[0] - 1))]
+
+
 # -- completion -----------------------------------------------------------------------------------------------------
 
 
@@ -97,18 +102,20 @@ def completion_rank(values: Tensor, batch: TokenBatch) -> Tensor:
     return rank
 
 
+def completion_ranked(values: Tensor, rank: Tensor, batch: TokenBatch, wanted: Tensor) -> Tensor:
+    """Return the value of each completion's token with the wanted rank [S] (see `completion_rank`); 0 without one."""
+    hit = counts_of(batch) & (rank == batch.per_token(wanted))
+    return batch.per_sequence_sum(torch.where(hit, values, torch.zeros_like(values)))
+
+
 def completion_quantile(values: Tensor, batch: TokenBatch, q: float) -> Tensor:
     """Return each completion's linearly interpolated quantile over its tokens that count, [S]; 0 where none does."""
-    counts, number = counts_of(batch), completion_tokens(batch).long()
-    rank = completion_rank(values, batch)
+    number, rank = completion_tokens(batch).long(), completion_rank(values, batch)
     place = q * (number - 1).clamp(min=0).to(values.dtype)
     left = place.floor().long()
     right = torch.minimum(left + 1, (number - 1).clamp(min=0))
-    found = []
-    for wanted in (left, right):
-        hit = counts & (rank == batch.per_token(wanted))
-        found.append(batch.per_sequence_sum(torch.where(hit, values, torch.zeros_like(values))))
-    return torch.lerp(found[0], found[1], place - left.to(values.dtype))
+    below, above = (completion_ranked(values, rank, batch, wanted) for wanted in (left, right))
+    return torch.lerp(below, above, place - left.to(values.dtype))
 
 
 def sequence_advantage(batch: TokenBatch) -> Tensor:
@@ -145,6 +152,34 @@ def group_extreme(values: Tensor, batch: TokenBatch, *, largest: bool) -> Tensor
     kept = torch.where(valid_of(batch), values, bound)
     found = values.new_full((count,), bound).scatter_reduce(0, dense, kept, "amax" if largest else "amin")
     return found[dense]
+
+
+def group_rank(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return the ascending rank of each completion among the valid ones of its group, [S] from 0; -1 for others.
+
+    Equal values rank in the order of the rows.
+    """
+    dense, _ = groups_of(batch)
+    valid, size = valid_of(batch), values.shape[0]
+    order = torch.argsort(torch.where(valid, values, torch.inf), stable=True)
+    order = order[torch.argsort(dense[order], stable=True)]  # by group, then by value; invalid ones last
+    place = torch.arange(size, device=values.device)
+    ordered = dense[order]
+    first = torch.ones(size, dtype=torch.bool, device=values.device)
+    first[1:] = ordered[1:] != ordered[:-1]
+    start = torch.where(first, place, 0).cummax(0).values if size else place
+    rank = torch.empty_like(place)
+    rank[order] = place - start
+    return torch.where(valid, rank, -1)
+
+
+def group_token_mean(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Return for each token the mean over the tokens of its group that count, [N]; 0 in a group without any."""
+    dense, count = groups_of(batch)
+    owner, counts = dense[batch.sequence], counts_of(batch)
+    total = values.new_zeros(count).index_add(0, owner, torch.where(counts, values, torch.zeros_like(values)))
+    number = values.new_zeros(count).index_add(0, owner, counts.to(values.dtype))
+    return (total / number.clamp(min=1))[owner]
 
 
 def equal_rewards(batch: TokenBatch) -> Tensor:

@@ -55,6 +55,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "replayed": (0, 1, True),
     "teacher_logprob": (-30, 0, False),
     "teacher_kl": (0, 30, False),
+    "teacher_reverse_kl": (0, 30, False),
     "span": (-1, 1, True),
     "log_partition": (-9, 9, False),
 }

@@ -18,8 +18,8 @@ from trainer.statistics import STATISTICS
 
 from .batches import DOUBLE, hand_batch, objective, random_batch, rare
 
-# clip-cov draws at random and AEPO replaces the *first* rows: order is part of their definition
-ORDERED = {"clip-cov", "aepo"}
+# Clip-Cov (part of SPEAR) draws at random, AEPO replaces the *first* rows: order is part of their definition
+ORDERED = {"clip-cov", "spear", "spear-replay", "aepo"}
 EVERYTHING = (
     {"type": "overlong_filter"},
     {"type": "zero_variance_filter"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from trainer.objectives.base import Family
-from trainer.objectives.covariance import clip_cov, kl_cov
+from trainer.objectives.covariance import clip_cov, cw_grpo, kl_cov, spear
 
 FAMILY = Family(
     "Covariance",
     (
         clip_cov,
         kl_cov,
+        cw_grpo,
+        spear,
     ),
 )

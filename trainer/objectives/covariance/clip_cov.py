@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Statistic, Step, TokenMask, paper
+from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, paper
 from trainer.objectives.covariance.estimate import budget, covariance
 from trainer.objectives.ratio import clip_of, log_ratio
 from trainer.objectives.stock import GROUP, TOKENS
@@ -28,6 +28,11 @@ class ClipCov(TokenMask):
 
     title: ClassVar[str] = "Clip-Cov"
     paper: ClassVar[str] = "2505.22617"
+    formula: ClassVar[str] = (
+        r"c_t = (A_t - \bar A)(\ell_t - \bar\ell),\quad g_t = 0 \text{ on } \max(1, \lfloor\rho n\rfloor)"
+        r"\text{ random tokens with } c_{\min} < c_t < c_{\max}"
+    )
+    domain: ClassVar[Domain] = "step"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
     incompatible: ClassVar[frozenset[str]] = frozenset({"kl_cov"})
     type: Literal["clip_cov"] = "clip_cov"
@@ -73,6 +78,7 @@ PRESETS = (
         summary="Entropy falls most through tokens that are both likely and rewarded: their advantage and log-prob "
         "vary together. A random few of them get no gradient.",
         when="Long completions with thousands of tokens per step; raise the share for small batches.",
+        formula=ClipCov.formula,
         reference=paper(
             "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", "2505.22617", 2025
         ),

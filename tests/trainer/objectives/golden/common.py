@@ -1,8 +1,9 @@
-"""Baselines, covariance, 80/20, Entrocraft, Skywork."""
+"""Baselines, Entrocraft, Skywork; and what the other cases share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tests.trainer.objectives.golden import Comparison, Recording, case, same
 from trainer.objectives import evaluate
@@ -13,6 +14,27 @@ AGGREGATION = {
     "seq-mean-token-mean": {"type": "seq_mean_token_mean"},
     "seq-mean-token-sum-norm": {"type": "const_norm", "length": 7, "divide_by_sequences": False},
 }
+
+
+def named(given: dict[str, Any], *names: str, otherwise: Any = None) -> Any:
+    """Return a hyper-parameter under the first of the names that recordings give it."""
+    return next((given[name] for name in names if given.get(name) is not None), otherwise)
+
+
+def aggregation(recording: Recording, otherwise: str = "token-mean") -> dict[str, Any]:
+    """Return the aggregation a recording names; some say "(forced)" behind it."""
+    return AGGREGATION[recording.settings.get("loss_agg_mode", otherwise).split(" ")[0]]
+
+
+def clip(given: dict[str, Any], low: float = 0.2, high: float = 0.2, dual: float = 0.0) -> dict[str, Any]:
+    """Return the clipped ratio with the ends that the hyper-parameters name; one end stands for both."""
+    both = named(given, "cliprange", "clip_ratio")
+    return {
+        "type": "ppo_clip",
+        "clip_low": named(given, "clip_ratio_low", "cliprange_low", "clip_low", otherwise=both or low),
+        "clip_high": named(given, "clip_ratio_high", "cliprange_high", "clip_high", otherwise=both or high),
+        "dual_clip": named(given, "clip_ratio_c", "dual_clip", otherwise=dual),
+    }
 
 
 def policy(recording: Recording, found: dict) -> Iterator[Comparison]:
@@ -37,43 +59,12 @@ def ppo(recording: Recording) -> Iterator[Comparison]:
     yield same("KL", found["metrics"]["objective/old_kl"], recorded["actor/ppo_kl"], 1e-6)
 
 
-@case("clip_cov", "clip_cov_original")
-def clip_cov(recording: Recording) -> Iterator[Comparison]:
-    given = recording.settings
-    parts = [
-        {
-            "type": "clip_cov",
-            "share": given["clip_cov_ratio"],
-            "lower": given["clip_cov_lb"],
-            "upper": given["clip_cov_ub"],
-        },
-        {"type": "ppo_clip", "clip_low": given["clip_ratio_low"], "clip_high": given["clip_ratio_high"]},
-    ]
-    found = evaluate({"preset": "clip-cov", "parts": parts}, recording.inputs)
-    yield from policy(recording, found)
-
-
-@case("kl_cov")
-def kl_cov(recording: Recording) -> Iterator[Comparison]:
-    given = recording.settings
-    part = {"type": "kl_cov", "share": given["kl_cov_ratio"], "coefficient": given["ppo_kl_coef"]}
-    yield from policy(recording, evaluate({"preset": "kl-cov", "parts": [part]}, recording.inputs))
-
-
 @case("grpo_advantage")
 def group_advantage(recording: Recording) -> Iterator[Comparison]:
     std = "group" if recording.settings["norm_adv_by_std_in_grpo"] else "none"
     found = evaluate({"preset": "grpo", "parts": [{"type": "group_norm", "std": std}]}, recording.inputs)
     # the recording added epsilon to a lone completion's std in float32: 1e-7, the rest agrees to 1e-15
     yield same("advantage", found["advantage"], recording.outputs["advantages"], 1e-6)
-
-
-@case("beyond_80_20__trl_mask")
-def high_entropy_mask(recording: Recording) -> Iterator[Comparison]:
-    part = {"type": "top_entropy", "share": 1 - recording.settings["threshold_quantile"]}
-    found = evaluate({"preset": "top-entropy-mask", "parts": [part]}, recording.inputs)
-    yield same("mask", found["mask"], recording.outputs["entropy_mask"], 0)
-    yield same("weight", found["weight"], recording.outputs["entropy_mask"], 0)  # advantage 1 where none is given
 
 
 @case("kl_penalty")
