@@ -86,6 +86,7 @@ class Trainer:
             completions = self.collector.collect(step, self.attempt, share, temperature, plan, times)
             self.stream.progress(step, "update", 0, 1)
             settings = self.steering.step(step)
+            settings.vocabulary = self.policy.vocabulary
             minibatches, recorded = self.config.optimiser.minibatches_per_step, self.recorder.due(step)
             also = RECORDED if recorded else ()
             update = self.updater.update(completions, settings, minibatches, temperature, times, also=also)

@@ -1,7 +1,8 @@
 """Rollout files: one parquet file a step, one row a completion, open to pandas, polars and duckdb.
 
 A file says by itself what the step was: its metadata holds the objective, the knobs in force and the sizes of the step,
-and its columns every statistic the objective read, so that another objective can be applied to it later (whatif). Text is stored as the model wrote it, control characters and all: whoever shows it must escape it.
+and its columns every statistic the objective read, so that another objective can be applied to it later
+(trainer/whatif). Text is stored as the model wrote it, control characters and all: whoever shows it must escape it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from trainer.collect import Completion
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.events import RunFolder
-from trainer.objectives import Step
+from trainer.objectives import Objective, Step
 from trainer.statistics import STATISTICS
 from trainer.stream import Silent, disk_errors
+from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT
 from trainer.update import Update
 
 FLAG_MASKED, FLAG_INVALID, FLAG_AUXILIARY = 1, 2, 4  # bits of `flags`
@@ -37,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("reward", pa.float32()),  # null: invalid
         pa.field("reward_parts", pa.string()),  # JSON
         pa.field("right", pa.bool_()),  # what pass@k counts; null: invalid
+        pa.field("answer", pa.string()),  # in canonical form; null: none was found
         pa.field("advantage", pa.float32()),  # mean over the completion's tokens
         pa.field("finish_reason", pa.string()),
         pa.field("branch_parent", pa.uint32()),
@@ -111,10 +114,12 @@ def describe(config: RunConfig, settings: Step) -> dict[str, Any]:
         "total_steps": settings.total_steps,
         "seed": settings.seed,
         "max_completion_tokens": settings.max_completion_tokens,
+        "vocabulary": settings.vocabulary,
         "knobs": settings.knobs,
         "prompts": config.sampling.prompts_per_step,
         "minibatches": config.optimiser.minibatches_per_step,
         "objective": config.objective.model_dump(mode="json"),
+        "options": Objective(config.objective).options(settings.knobs),
     }
 
 
@@ -133,7 +138,9 @@ def _statistics(chosen: list[Completion], update: Update) -> dict[str, tuple[pa.
     later = {f"{CURRENT}{name}": value for name, value in update.current.items()}
     tokens = {name: value for name, value in (core | later).items() if value is not None}
     found = {}
-    for name, value in (tokens | batch.extra).items():
+    derived = (*TOKEN_TEXT, *COMPLETION_FACTS)  # of the text, which is recorded itself
+    extra = {name: value for name, value in batch.extra.items() if name not in derived}
+    for name, value in (tokens | extra).items():
         array = value.detach().float().numpy()
         if name in tokens or STATISTICS[name].domain == "token":
             found[name] = (pa.list_(pa.float32()), [array[span] for span in spans])
@@ -169,6 +176,7 @@ def _columns(chosen: list[Completion], update: Update) -> dict[str, list[Any]]:
         "reward": [c.scored.reward for c in chosen],
         "reward_parts": [json.dumps(c.scored.parts) for c in chosen],
         "right": [c.right for c in chosen],
+        "answer": [None if c.scored.canonical is None else _text(c.scored.canonical) for c in chosen],
         "advantage": [float(part.mean()) if len(part) else 0.0 for part in lists(advantage)],
         "finish_reason": [c.finish_reason for c in chosen],
         "branch_parent": [None] * len(chosen),

@@ -57,6 +57,7 @@ class Step:
     minibatch: int = 0
     seed: int = 0
     max_completion_tokens: int = 0  # the run's limit; 0 where unknown
+    vocabulary: int = 0  # the model's number of tokens; 0 where unknown
     metrics: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)  # controllers' states by part type, for what is no knob
 

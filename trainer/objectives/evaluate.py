@@ -50,7 +50,7 @@ MOMENTS = ("sum_p2", "sum_p2_logp")
 RARE_TOKEN = tuple(name for name, info in STATISTICS.items() if not info.core and info.domain == "token")
 RARE = {name: info for name, info in STATISTICS.items() if not info.core}
 FLAGS = ("valid", "truncated", "auxiliary")
-SCALARS = ("step", "total_steps", "minibatch", "seed", "max_completion_tokens")
+SCALARS = ("step", "total_steps", "minibatch", "seed", "max_completion_tokens", "vocabulary")
 OTHER = ("response_mask", "token_level_rewards", "reward", "group", "length", "sequence", "knobs", "history")
 KNOWN = {*TOKEN, *MOMENTS, *RARE, *FLAGS, *SCALARS, *OTHER, "current_entropy", "sequence_advantage"}
 
