@@ -3,6 +3,37 @@
 from __future__ import annotations
 
 from trainer.objectives.base import Family
-from trainer.objectives.surrogates import aspo, ce_gppo, cispo, gspo, ppo_clip, sapo
+from trainer.objectives.surrogates import (
+    agentic_aepo,
+    aspo,
+    ce_gppo,
+    cispo,
+    copo,
+    critique_grpo,
+    echo,
+    flexible_clip,
+    gspo,
+    hapo,
+    htpo,
+    ppo_clip,
+    sapo,
+)
 
-FAMILY = Family("Ratio and clip", (ppo_clip, cispo, gspo, sapo, ce_gppo, aspo))
+FAMILY = Family(
+    "Ratio and clip",
+    (
+        ppo_clip,
+        cispo,
+        gspo,
+        sapo,
+        ce_gppo,
+        aspo,
+        flexible_clip,
+        hapo,
+        htpo,
+        agentic_aepo,
+        echo,
+        critique_grpo,
+        copo,
+    ),
+)
