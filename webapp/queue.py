@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery
@@ -14,6 +17,10 @@ log = logging.getLogger(__name__)
 # The workers register their tasks under these names (workers/tasks.py).
 SCHEDULE = "runs.schedule"  # look at the queue; any worker
 WAKE = "runs.wake"  # look at your runs; the worker whose queue it is
+PICTURE = "analysis.picture"  # draw an objective's picture; any worker
+
+Ring = tuple[str, tuple[Any, ...], str | None]
+_held: ContextVar[dict[Ring, None] | None] = ContextVar("held", default=None)
 
 RING_SECONDS = 60  # a ring nobody hears is worthless after this
 
@@ -29,11 +36,27 @@ def worker_queue(worker: str) -> str:
     return f"worker.{worker}"
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Ring every doorbell that is rung inside once, whatever the number of runs."""
+    held: dict[Ring, None] = {}
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+    for task, args, queue in held:
+        ring(task, *args, queue=queue)
+
+
 def ring(task: str, *args: Any, queue: str | None = None) -> None:
     """Send the task after the current transaction commits.
 
     A broker that is away costs a delay, not the request: workers look at the rows by themselves every few seconds.
     """
+    if (held := _held.get()) is not None:
+        held[task, args, queue] = None
+        return
     transaction.on_commit(lambda: _send(task, args, queue))
 
 

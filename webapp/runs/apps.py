@@ -8,7 +8,7 @@ class RunsConfig(AppConfig):
     def ready(self) -> None:
         from auditlog.registry import auditlog
 
-        from webapp.runs.models import Run
+        from webapp.runs.models import Run, Sweep
 
         # What people decide; progress is written by the supervisors and would drown it.
         asked = [
@@ -22,3 +22,4 @@ class RunsConfig(AppConfig):
             "control_knobs",
         ]
         auditlog.register(Run, include_fields=asked)
+        auditlog.register(Sweep, include_fields=["name", "owner"])

@@ -16,6 +16,8 @@ from webapp.runs.data import EVALUATION, rollout_index
 from webapp.runs.models import Run
 
 MAX_RUNS = 8
+MAX_MEMBERS = 24  # of a sweep; its seeds share a colour
+MAX_PANES = 8
 COLOURS = 8
 MAX_FILES = 120  # rollout files looked at for each run
 MAX_PROMPTS = 400

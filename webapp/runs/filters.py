@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
@@ -82,6 +82,11 @@ class RunFilter:
         """Whether anything is filtered out."""
         return any(getattr(self, name) for name in FIELDS)
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states that are shown; all where nothing is chosen."""
+        return GROUPS.get(self.state, (self.state,)) if self.state else tuple(State)
+
     def url(self, **changes: object) -> str:
         """Return the query string of this filter with `changes`; only what differs from the default is written."""
         wanted, plain = replace(self, **changes), RunFilter()  # type: ignore[arg-type]
@@ -111,14 +116,15 @@ class RunFilter:
         """Return the runs of this filter, in its order; ties are broken by id so that pages never overlap."""
         runs = self.everything(runs)
         if self.state:
-            runs = runs.filter(state__in=GROUPS.get(self.state, [self.state]))
+            runs = runs.filter(state__in=self.states)
         column, down = self.sort.removeprefix("-"), self.sort.startswith("-")
         key = SORTS[column]
         return runs.order_by(key.desc(nulls_last=True) if down else key.asc(nulls_last=True), "-id" if down else "id")
 
 
-def state_counts(runs: RunQuerySet) -> dict[str, int]:
-    """Return how many runs each state tab holds, and `all`; one query."""
-    found = dict(runs.order_by().values_list("state").annotate(Count("id")))
-    counts = {name: sum(found.get(state, 0) for state in states) for name, states in GROUPS.items()}
-    return {"all": sum(found.values()), **counts}
+def state_counts(runs: RunQuerySet, shown: Collection[str]) -> tuple[dict[str, int], int]:
+    """Return how many runs each state tab holds, and `all`; and the rows of the `shown` states, a sweep being one."""
+    tabs = {name: Count("id", filter=Q(state__in=states)) for name, states in GROUPS.items()}
+    rows = Count(Coalesce("sweep_id", "id"), distinct=True, filter=Q(state__in=shown))
+    found = runs.order_by().aggregate(all=Count("id"), **tabs, rows=rows)
+    return found, found.pop("rows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,11 +109,6 @@ class RunForm:
             for path, message in self.errors.items()
             if path not in shown and f"{path}" + ".type" not in shown
         ]
-
-    @property
-    def errors_json(self) -> str:
-        """Return {form path: sentence} for the script that writes them beside their fields."""
-        return json.dumps(self.errors)
 
     @property
     def added_parts(self) -> set[str]:

@@ -21,11 +21,18 @@ from webapp import queue
 from webapp.accounts.models import User
 from webapp.runs import live
 from webapp.runs.files import folder_bytes, write_atomically
-from webapp.runs.models import ENDED, Request, Run, State, new_id
+from webapp.runs.models import ENDED, Request, Run, State, Sweep, new_id
 
 
 def run_create(
-    *, user: User, config: RunConfig, name: str | None = None, parent: Run | None = None, tags: Sequence[str] = ()
+    *,
+    user: User,
+    config: RunConfig,
+    name: str | None = None,
+    parent: Run | None = None,
+    tags: Sequence[str] = (),
+    sweep: Sweep | None = None,
+    member: dict[str, Any] | None = None,
 ) -> Run:
     """Create a draft; nothing is written to disk before its launch."""
     _require(user, "launch")
@@ -37,6 +44,8 @@ def run_create(
         tags=list(dict.fromkeys(tag.strip()[:40] for tag in tags if tag.strip())),
         owner=user,
         parent=parent,
+        sweep=sweep,
+        member=member or {},
         config=config.model_dump(mode="json"),
         objective=objective[:80],
         task=task[:80],
@@ -188,8 +197,10 @@ def run_delete(*, run: Run, user: User) -> int:
             shutil.rmtree(path)
         except OSError as error:
             raise ValidationError(f"The run folder could not be removed ({error.strerror}); ask an admin.") from error
-    # The audit log keeps who deleted what; the Request rows go with the run.
+    # The audit log keeps who deleted what; the Request rows go with the run, an emptied sweep with its last.
     run.delete()
+    if run.sweep_id and not Run.objects.filter(sweep=run.sweep_id).exists():
+        Sweep.objects.filter(pk=run.sweep_id).delete()
     transaction.on_commit(partial(live.notify, path.name))
     return freed
 

@@ -1,6 +1,7 @@
 from django.urls import path
 
 from webapp.runs import views_compare, views_create, views_list
+from webapp.runs.sweeps.urls import sweep_urls
 from webapp.runs.urls_run import run_urls
 
 app_name = "runs"
@@ -14,5 +15,6 @@ urlpatterns = [
     path("compare/", views_compare.compare, name="compare"),
     path("compare/rollouts/", views_compare.rollouts, name="compare_rollouts"),
     path("<str:run_id>/tags/", views_list.tags, name="tags"),
+    *sweep_urls,
     *run_urls,
 ]

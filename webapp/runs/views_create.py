@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ from webapp.runs import checks, services
 from webapp.runs.configform import Bound
 from webapp.runs.course import course_of
 from webapp.runs.forms import OTHER_MODEL, RunForm
-from webapp.runs.models import Run
+from webapp.runs.models import Run, Sweep
 from webapp.runs.start import starting_config
+from webapp.runs.sweeps import create as create_sweep
+from webapp.runs.sweeps.create import SweepForm
 
 # The fields of the form that the page draws itself, and the order of the rest.
 TRAINING = ("sampling", "optimiser")
@@ -54,6 +57,9 @@ async def create(request: Request) -> HttpResponse:
     form = await sync_to_async(_judged)(request)
     if form.op:
         return await sync_to_async(_page)(request, form, 200)
+    sweep = await sync_to_async(SweepForm.of)(form)
+    if sweep.typed.on:
+        return await _create_sweep(request, form, sweep)
     tried = None
     if form.ready and request.POST.get("action") == "launch":
         tried = await checks.deep(form.ready)
@@ -61,6 +67,19 @@ async def create(request: Request) -> HttpResponse:
     if form.ready is None:
         return await sync_to_async(_page)(request, form, 422, tried)
     return await sync_to_async(_save)(request, form.ready)
+
+
+async def _create_sweep(request: Request, form: RunForm, sweep: SweepForm) -> HttpResponse:
+    """Make all members or show what keeps which of them from running."""
+    launch = request.POST.get("action") == "launch"
+    if sweep.plan and sweep.plan.ready and launch:
+        await create_sweep.try_inputs(sweep.plan)
+    if not sweep.plan or not sweep.plan.ready:
+        return await sync_to_async(_page)(request, form, 422, sweep=sweep)
+    made = await sync_to_async(create_sweep.save)(form, sweep.plan, user=request.user, launch=launch)
+    if made is None:
+        return await sync_to_async(_page)(request, form, 422, sweep=sweep)
+    return redirect("runs:sweep", made.pk)
 
 
 def _save(request: Request, config: RunConfig) -> HttpResponse:
@@ -91,7 +110,9 @@ def _looked_at(form: RunForm) -> RunForm:
 
 def _show_start(request: Request) -> HttpResponse:
     parent = None
-    if copy := request.GET.get("copy"):
+    if again := request.GET.get("sweep"):
+        form = create_sweep.form_of(get_object_or_404(Sweep.objects.visible_to(request.user), pk=again))
+    elif copy := request.GET.get("copy"):
         parent = get_object_or_404(Run.objects.visible_to(request.user), pk=copy)
         form = RunForm.of_values(parent.config)
         form.data["name"] = ""
@@ -101,11 +122,16 @@ def _show_start(request: Request) -> HttpResponse:
 
 
 def _page(
-    request: Request, form: RunForm, status: int, tried: checks.Checked | None = None, parent: Run | None = None
+    request: Request,
+    form: RunForm,
+    status: int,
+    tried: checks.Checked | None = None,
+    parent: Run | None = None,
+    sweep: SweepForm | None = None,
 ) -> HttpResponse:
     context = (
         page_context(form)
-        | panel_context(form)
+        | panel_context(form, sweep or SweepForm.of(form))
         | {"tried": tried, "parent": parent, "parent_id": parent.pk if parent else request.POST.get("parent", "")}
     )
     return render(request, "runs/run_create.html", context, status=status)
@@ -178,14 +204,18 @@ def part_card(bound: Bound, removable: bool) -> PartCard:
     return PartCard(bound, stage.replace("_", " "), alternatives if len(alternatives) > 1 else [], removable)
 
 
-def panel_context(form: RunForm) -> dict[str, Any]:
+def panel_context(form: RunForm, sweep: SweepForm) -> dict[str, Any]:
     """Return what the side panel shows: problems, derived numbers, the resolved file and its command."""
     config = form.config
-    if config is None:
-        return {"form": form, "problems": form.problems}
-    return {
+    said = {
         "form": form,
-        "problems": form.problems,
+        "sweep": sweep,
+        "problems": form.problems + sweep.problems,
+        "errors_json": json.dumps(form.errors | sweep.errors),
+    }
+    if config is None:
+        return said
+    return said | {
         "config": config,
         "estimate": form.checked.estimate if form.checked else None,
         "warnings": form.checked.warnings if form.checked else [],
@@ -212,7 +242,7 @@ def check(request: Request) -> HttpResponse:
     verb, _, rest = form.op.partition(":")
     path = rest.partition(":")[0]
     objective = verb == "preset" or path.startswith("objective")
-    context = panel_context(form) | objective_context(form) | {"swap_objective": objective}
+    context = panel_context(form, SweepForm.of(form)) | objective_context(form) | {"swap_objective": objective}
     if verb and not objective:
         context["swap"] = form.section(path.rpartition(".")[0] if verb == "remove" else path)
         context["datasets"] = usable_datasets()
@@ -228,7 +258,7 @@ async def try_out(request: Request) -> HttpResponse:
     if form.ready:
         tried = await checks.deep(form.ready)
         form.refuse(tried.problems)
-    context = await sync_to_async(lambda: panel_context(form) | {"tried": tried, "asked": True})()
+    context = await sync_to_async(lambda: panel_context(form, SweepForm.of(form)) | {"tried": tried, "asked": True})()
     return await sync_to_async(render)(request, "runs/_create_tried.html", context)
 
 

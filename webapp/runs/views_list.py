@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import CharField, F, Func, Value
 from django.db.models.functions import Coalesce, Now
-from django.http import HttpResponse, HttpResponseBadRequest
+from django.http import HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -19,9 +20,12 @@ from webapp.http import Request
 from webapp.runs import services
 from webapp.runs.filters import ENTROPY, GROUPS, PAGE_SIZE, REWARD, RunFilter, latest, state_counts
 from webapp.runs.models import Run, RunQuerySet
+from webapp.runs.sweeps.groups import PREFIX, expand, groups, heads
+from webapp.runs.sweeps.table import open_tables
 
 MAX_BULK = 500
 MAX_TAGS = 20
+OPEN = "isentrope_open_sweeps"  # cookie: ids of the sweeps that a person folded open, joined by dots
 # What a row of the list shows; the large JSON columns stay in the database.
 COLUMNS = (
     "id",
@@ -36,6 +40,8 @@ COLUMNS = (
     "heartbeat_at",
     "archived_at",
     "owner__username",
+    "sweep__name",
+    "sweep__created_at",
 )
 PROGRESS = (
     "created_at",
@@ -88,16 +94,18 @@ def run_list(request: Request) -> HttpResponse:
 
 
 def table(request: Request, wanted: RunFilter) -> dict[str, Any]:
-    """Return what the table's template needs: two queries, whatever the page."""
+    """Return what the table's template needs: two queries, two more where sweeps are on the page."""
     runs = Run.objects.visible_to(request.user)
-    counts = state_counts(wanted.everything(runs))
-    total = counts["all"] if not wanted.state else counts.get(wanted.state, 0)
+    counts, total = state_counts(wanted.everything(runs), wanted.states)
     pages = max(1, ceil(total / PAGE_SIZE))
     page = min(wanted.page, pages)
     first = (page - 1) * PAGE_SIZE
+    shown = list(rows(heads(wanted, runs))[first : first + PAGE_SIZE])
+    grouped = groups(wanted, runs, shown)
+    tables = open_tables([sweep for sweep in request.COOKIES.get(OPEN, "").split(".") if sweep in grouped])
     return {
         "filter": wanted,
-        "runs": rows(wanted.select(runs))[first : first + PAGE_SIZE],
+        "rows": [(run, grouped.get(run.sweep_id or ""), tables.get(run.sweep_id or "")) for run in shown],
         "headings": [heading(wanted, *item) for item in HEADINGS],
         "tabs": [
             (
@@ -122,7 +130,7 @@ def rows(runs: RunQuerySet) -> RunQuerySet:
     """Return the runs with only what a row shows."""
     lasted = Coalesce(F("ended_at"), Now()) - F("started_at")
     return (
-        runs.select_related("owner")
+        runs.select_related("owner", "sweep")
         .only(*COLUMNS, *PROGRESS)
         .annotate(reward=latest(REWARD), entropy=latest(ENTROPY), lasted=lasted)
     )
@@ -159,8 +167,13 @@ def facets(request: Request) -> dict[str, list[str]]:
 @require_POST
 def bulk(request: Request) -> HttpResponse:
     """Compare, tag, archive or delete the chosen runs; refusals are told one by one, the rest is done."""
-    ids = list(dict.fromkeys(request.POST.getlist("runs")))[:MAX_BULK]
+    chosen = list(dict.fromkeys(request.POST.getlist("runs")))
     action = request.POST.get("action", "")
+    if action == "compare" and len(chosen) == 1 and chosen[0].startswith(PREFIX):
+        return redirect(f"{reverse('runs:compare')}?sweep={chosen[0].removeprefix(PREFIX)}")
+    # What was chosen is what the list showed: of a sweep the members that its filter let through.
+    shown = RunFilter.read(QueryDict(urlsplit(request.POST.get("next", "")).query))
+    ids = expand(chosen, shown, Run.objects.visible_to(request.user))[:MAX_BULK]
     if action == "compare":
         return redirect(f"{reverse('runs:compare')}?runs={','.join(ids[:8])}")
     if action not in BULK:

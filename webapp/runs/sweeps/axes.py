@@ -90,5 +90,6 @@ def short_names(paths: tuple[str, ...]) -> dict[str, str]:
         pieces = path.split(".")
         endings = [".".join(pieces[-count:]) for count in range(1, len(pieces) + 1)]
         others = [other for other in paths if other != path]
-        names[path] = next(end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others))
+        free = (end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others))
+        names[path] = next(free, path)
     return names

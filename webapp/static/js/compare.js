@@ -1,5 +1,5 @@
 // The compare page: curves of several runs over each other, settings that differ, rollouts of one prompt side by side.
-// What is shown lives in the address: runs, metrics, x, smooth, key, at.
+// What is shown lives in the address: runs or sweep, metrics, x, smooth, each (every seed by itself), key, at.
 
 import { OverlayChart } from "./compare_chart.js";
 import { PromptPanes } from "./compare_panes.js";
@@ -47,6 +47,14 @@ class Compare {
     });
     const slider = this.find("[data-smoothing]");
     slider.value = this.weight;
+    const bands = this.find("[data-bands]");
+    if (bands) bands.checked = get("each") !== "1";
+    this.bands = bands?.checked ?? false;
+    bands?.addEventListener("change", () => {
+      this.bands = bands.checked;
+      set({ each: this.bands ? null : "1" });
+      this.draw();
+    });
     slider.addEventListener("input", () => {
       this.weight = Number(slider.value);
       set({ smooth: this.weight || null });
@@ -72,7 +80,7 @@ class Compare {
     }
     for (const name of this.metrics) {
       if (!this.charts.has(name)) this.charts.set(name, new OverlayChart(this.find("[data-charts]"), name));
-      this.charts.get(name).show(this.runs, { axis: this.axis, weight: this.weight });
+      this.charts.get(name).show(this.runs, { axis: this.axis, weight: this.weight, bands: this.bands });
     }
   }
 }
@@ -98,7 +106,7 @@ root.querySelector("[data-add-run] select")?.addEventListener("change", (event) 
 });
 if (page.runs?.length) {
   new Compare(root);
-  if (page.runs.length > 1) new PromptPanes(root.querySelector("[data-rollouts]"), page);
+  if (page.runs.length > 1) new PromptPanes(root.querySelector("[data-rollouts]"), { ...page, runs: page.runs.filter((run) => run.pane) });
 }
 const config = root.querySelector("[data-config]");
 if (config) bindConfig(config);

@@ -110,7 +110,7 @@ form.addEventListener("submit", (event) => {
 });
 window.addEventListener("pageshow", () => {
   form.classList.remove("is-launching");
-  form.querySelector("[data-launch-label]").textContent = "Launch";
+  form.querySelector("[data-launch-label]").textContent = form.dataset.launchText ?? "Launch";
 });
 
 document.addEventListener("htmx:after:swap", refresh);

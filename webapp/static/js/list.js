@@ -3,6 +3,7 @@
 const table = document.querySelector("[data-run-table]");
 const filters = document.querySelector("#filters");
 const REFRESH_EVERY = 4000; // ms
+const MOST_OPEN = 20;
 const KEPT = "isentrope.selected-runs";
 const selected = new Set(JSON.parse(sessionStorage.getItem(KEPT) ?? "[]"));
 let current = null; // id of the row the keyboard is on
@@ -51,6 +52,8 @@ table.addEventListener("click", (event) => {
   else if (event.target.closest("[data-row-step]")) step(Number(event.target.closest("[data-row-step]").dataset.rowStep));
   else if (event.target.closest("[data-row-toggle]")) toggle();
   else if (event.target.closest("[data-row-open]")) rowOf(current)?.querySelector(".run-link").click();
+  else if (event.target.closest("[data-fold]")) return fold(event.target.closest("[data-fold]"));
+  else if (event.target.closest("[data-row-fold]")) return fold(rowOf(current)?.querySelector("[data-fold]"));
   else if (event.target.closest("[data-edit-tags]")) return editTags(event.target.closest("[data-edit-tags]"));
   else return;
   keep();
@@ -72,6 +75,20 @@ function toggle() {
   if (!current) step(1);
   if (current) select(current, !selected.has(current));
   anchor = current;
+}
+
+// A sweep folds open in place. Which ones are open stands in a cookie, so that the server draws them open again.
+function fold(button) {
+  if (!button) return;
+  const { fold: id, foldUrl: url } = button.dataset;
+  const row = document.getElementById(`fold-${id}`);
+  const open = button.getAttribute("aria-expanded") !== "true";
+  button.setAttribute("aria-expanded", String(open));
+  row.hidden = !open;
+  const kept = (document.cookie.match(/(?:^|; )isentrope_open_sweeps=([^;]*)/)?.[1] ?? "").split(".").filter((one) => one && one !== id);
+  const wanted = (open ? [id, ...kept] : kept).slice(0, MOST_OPEN);
+  document.cookie = `isentrope_open_sweeps=${wanted.join(".")}; path=/; max-age=31536000; samesite=lax`;
+  if (open) htmx.ajax("GET", url, { target: row.cells[0], swap: "innerHTML", source: "#run-table" });
 }
 
 // Deleting asks first; runs chosen on other pages travel along.
