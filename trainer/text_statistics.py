@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.collect import Completion
 
 TOKEN_TEXT = ("planning", "trigger")
-COMPLETION_FACTS = ("think_end", "answer", "correct", "trajectory", "turn")
+COMPLETION_FACTS = ("think_end", "answer", "correct", "task", "trajectory", "turn")
 
 
 def token_statistics(names: Sequence[str], completions: Sequence[Completion], options: Mapping[str, Any]) -> Tensor:
@@ -36,6 +36,7 @@ def completion_facts(names: Sequence[str], completions: Sequence[Completion], op
         "think_end": lambda c: _think_end(c, options["delimiter"]),
         "answer": lambda c: answers[c.index],
         "correct": lambda c: float(bool(c.right)),
+        "task": lambda c: 0,
         "trajectory": lambda c: c.index,
         "turn": lambda c: 0,
     }

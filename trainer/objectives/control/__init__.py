@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from trainer.objectives.base import Family
-from trainer.objectives.control import aepo, auxiliary_temperature, entrocraft, entropy_target, scope_rl, skywork
+from trainer.objectives.control import (
+    aepo,
+    auxiliary_temperature,
+    balance,
+    entrocraft,
+    entropic,
+    qwenlong,
+    safe,
+    scope_rl,
+    skywork,
+    thermostat,
+)
 
 FAMILY = Family(
     "Control",
@@ -13,6 +24,10 @@ FAMILY = Family(
         scope_rl,
         auxiliary_temperature,
         entrocraft,
-        entropy_target,
+        balance,
+        thermostat,
+        qwenlong,
+        safe,
+        entropic,
     ),
 )
