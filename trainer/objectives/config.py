@@ -100,6 +100,7 @@ class ObjectiveConfig(Settings):
                 raise ValueError(f"objective.parts: {part.type} needs {', '.join(missing)}; add it to parts")
         self._one_owner()
         self._one_option()
+        self._clipped()
         return self
 
     def _one_owner(self) -> None:
@@ -111,6 +112,16 @@ class ObjectiveConfig(Settings):
                     if knob in owner:
                         raise ValueError(f"objective.parts: {owner[knob]} and {part.type} both set {knob}; remove one")
                     owner[knob] = part.type
+
+    def _clipped(self) -> None:
+        """Refuse a part that sets each token's clip where the surrogate clips nothing."""
+        ranges = [part.type for part in self.parts if part.stage == "clip_range"]
+        surrogate = next(part for part in self.parts if part.stage == "surrogate")
+        if ranges and "clip_high" not in knob_fields(surrogate):
+            raise ValueError(
+                f"objective.parts: {ranges[0]} sets the clip of each token, and {surrogate.type} has no clip; "
+                f"remove {ranges[0]} or take ppo_clip"
+            )
 
     def _one_option(self) -> None:
         """Refuse two parts that want the same statistic computed differently."""
