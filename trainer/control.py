@@ -83,12 +83,13 @@ class Steering:
             if value != old:
                 stream.emit("knob", step, name=name, old=old, new=value, source="user", control_seq=control.seq)
 
-    def observe(self, seen: Observation, stream: Silent) -> None:
-        """Let the controllers move knobs after a step, and pass on what they want a person to read."""
+    def observe(self, seen: Observation, stream: Silent) -> dict[str, float]:
+        """Let the controllers move knobs after a step; pass on what a person should read, and return their figures."""
         self.controllers, changed = self.objective.control(self.controllers, seen, dict(self.knobs))
         self.knobs |= {name: value for name, value in changed.items() if name in self.knobs}
         for text in self.objective.alerts(self.controllers):
             stream.emit("alert", seen.step, code="controller", message=text)
+        return self.objective.report(self.controllers)
 
     def step(self, number: int) -> Step:
         """Return what parts of the objective may read in a step."""

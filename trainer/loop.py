@@ -95,7 +95,7 @@ class Trainer:
             if recorded:
                 self.recorder.record(step, completions, update, settings, self.stream, self.attempt)
             if "entropy/mean" in metrics:
-                self.steering.observe(observation(step, total, metrics), self.stream)
+                metrics |= self.steering.observe(observation(step, total, metrics), self.stream)
 
             self.done = step
             self._report(step, metrics, times, time.monotonic() - began)

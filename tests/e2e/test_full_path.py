@@ -117,7 +117,7 @@ def test_form_checks_across_fields_and_launches(journey):
     page.goto(journey.stack.url + "/runs/new/")
     page.click('label.pick:has(input[name="task.type"][value="countdown"])')
     page.click('label.pick:has(input[name="objective.preset"][value="entropy-target"])')
-    page.wait_for_selector("#objective-parts >> text=PI controller")
+    page.wait_for_selector("#objective-parts >> text=Thermostat")
     fields = {
         "name": "Held entropy",
         "sampling.prompts_per_step": 16,

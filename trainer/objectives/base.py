@@ -322,6 +322,13 @@ class Controller(ObjectivePart):
         """Return the next state and the knobs that change; `knobs` holds the values in force, steered ones included."""
         raise NotImplementedError
 
+    def watch(self, batch: TokenBatch, outcome: Outcome, step: Step) -> None:
+        """Write to `step.metrics` what `update` wants to know of an optimiser step: its tokens and its gradients."""
+
+    def report(self, state: dict[str, Any]) -> dict[str, float]:
+        """Return the figures of the last update, by metric name."""
+        return {}
+
     def alert(self, state: dict[str, Any]) -> str:
         """Return one sentence a person should read about the last update, or ""."""
         return ""

@@ -159,7 +159,7 @@ class Objective:
             scale = self._only(Aggregation).scale(batch, step)
             weight = torch.where(scale > 0, -grad_logprob / scale, 0.0) + 0.0  # -0 becomes 0
             self._report(batch, step, loss)
-        return Outcome(
+        outcome = Outcome(
             loss=loss.detach(),
             grad_logprob=grad_logprob,
             grad_entropy=found.pop("entropy", None),
@@ -169,6 +169,10 @@ class Objective:
             metrics=step.metrics,
             grad_extra=found,
         )
+        with torch.no_grad():
+            for controller in self._all(Controller):
+                controller.watch(batch, outcome, step)
+        return outcome
 
     def _reweighed(self, batch: TokenBatch, step: Step) -> TokenBatch:
         """Return the batch with each token's clip and the advantage this update uses."""
@@ -247,6 +251,11 @@ class Objective:
         """Return what the last `control` wants a person to read."""
         texts = (part.alert(state.get(part.type, {})) for part in self._all(Controller))
         return [text for text in texts if text]
+
+    def report(self, state: dict[str, Any]) -> dict[str, float]:
+        """Return the controllers' own figures of the last `control`, by metric name."""
+        parts = (part.report(state.get(part.type, {})) for part in self._all(Controller))
+        return {name: value for figures in parts for name, value in figures.items()}
 
     def target(self, step: int, total_steps: int, knobs: dict[str, float]) -> tuple[float, float] | None:
         """Return the entropy band (low, high) in nats aimed at in this step, or None."""

@@ -62,7 +62,7 @@ def test_entropy_is_held_where_plain_grpo_collapses() -> None:
     seed = random.randrange(2**31)
     print(f"seed {seed}")
     plain, plain_rewards, _ = train(objective("grpo"), seed)
-    machine = objective("entropy-target", {"type": "entropy_target", "target": 0.5, "cap": 1.0})
+    machine = objective("entropy-target", {"type": "thermostat", "target": 0.5})
     held, held_rewards, knobs = train(machine, seed)
     assert late(plain) < 0.3 * plain[0]
     assert late(plain_rewards) > plain_rewards[0] + 0.3

@@ -52,7 +52,7 @@ def mean_of_last(entropies: list[float], steps: int = 20) -> float:
 
 
 def held(**fields) -> Objective:
-    return objective("entropy-target", {"type": "entropy_target", **fields})
+    return objective("entropy-target", {"type": "thermostat", **fields})
 
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 1.2])

@@ -41,9 +41,9 @@ def test_curves_follow_the_schedule() -> None:
     assert curve("grpo") is None
     band = curve("entrocraft")
     assert (band["unit"], band["low"][0], band["low"][-1], band["high"][50]) == pytest.approx(("nats", 0.6, 0.4, 0.6))
-    falling = curve("entropy-target", type="entropy_target", target=0.5, schedule="linear", until=0.5)
+    falling = curve("entropy-target", type="thermostat", target=0.5, schedule="linear", until=0.5)
     assert falling["unit"] == "x initial"
     assert [falling["low"][index] for index in (0, 25, 50, 100)] == pytest.approx([1, 0.75, 0.5, 0.5])
     points = [[0.0, 1.0], [1.0, 0.2]]
-    drawn = curve("entropy-target", type="entropy_target", measure="nats", schedule="drawn", points=points)
+    drawn = curve("entropy-target", type="thermostat", measure="nats", schedule="drawn", points=points)
     assert (drawn["unit"], drawn["low"][50]) == ("nats", pytest.approx(0.6))
