@@ -140,7 +140,10 @@ def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, inverse: 
 
 
 def row_statistics(logits: Tensor, target: Tensor, *, moments: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return [7, rows] logprob, entropy, lse, max, sum p^2, sum p^2 log p, gain; log sum exp u; argmax. Eats `logits`."""
+    """Return [7, rows] logprob, entropy, lse, max, sum p^2, sum p^2 log p, gain; log sum exp u; argmax.
+
+    Eats `logits`.
+    """
     largest, argmax = logits.max(dim=-1)
     u = logits.sub_(largest[:, None])
     u_target = u.gather(1, target[:, None]).squeeze(1)
