@@ -1,7 +1,7 @@
 """Policy: model and tokenizer, and the two passes over completions that give per-token statistics and gradients.
 
 Hidden states go straight into `trainer.kernels`, so the [N, V] logits of a batch never exist. Micro-batches are
-rectangles of completions of similar length; they are formed from a token budget and never change the result.
+rectangles (trainer/rectangles.py) formed from a token budget; they never change the result.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,8 @@ from trainer.kernels import (
     squared_hellinger,
 )
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
+from trainer.rectangles import Trajectory, pack, shareable, shared_states, whole_states
 from trainer.text import Detokenizer
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Token ids of one prompt and its completion."""
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
 
 MOMENTS = ("sum_p2", "sum_p2_logp", "entropy_gain")
 
@@ -59,6 +47,10 @@ class Policy:
         self.detokenizer = Detokenizer(self.tokenizer)
         self.stop_ids = stop_ids(self.lm, self.tokenizer)
         self._check_head()
+        # recomputation in the backward pass would run on a cache that has moved on
+        self.shares = not config.gradient_checkpointing and shareable(
+            self.lm.base_model, self.vocabulary, device, 1e-4 if config.dtype == "float32" else 0.05
+        )
 
     @property
     def head(self) -> Tensor:
@@ -140,7 +132,7 @@ class Policy:
     def features(self, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
         """Return the mean gradient of each completion's log-probs by the last hidden state: float32 [s, H], CPU."""
         found = torch.zeros(len(sequences), self.head.shape[1])
-        for rows in pack([len(row) for row in sequences], _filled(sequences), self.budget):
+        for rows in pack(sequences, _filled(sequences), self.budget, shared=self.shares):
             states, target = self._states([sequences[i] for i in rows])
             lengths = torch.tensor([len(sequences[i].completion) for i in rows], device=self.device)
             owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
@@ -212,22 +204,10 @@ class Policy:
                 self._learning(False)
 
     def _states(self, rows: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
-        """Return hidden states [n, H] and targets [n] of the completion tokens of one rectangle.
-
-        Right padding is behind every real token.
-        """
-        width = max(len(row) for row in rows) - 1  # nothing is predicted from the last token
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        take: list[torch.Tensor] = []
-        target: list[int] = []
-        for index, row in enumerate(rows):
-            ids[index, : len(row) - 1] = torch.tensor((row.prompt + row.completion)[:-1])
-            first = index * width + len(row.prompt) - 1  # the hidden state before a token predicts it
-            take.append(torch.arange(first, first + len(row.completion)))
-            target.extend(row.completion)
-        hidden = self.hidden(ids.to(self.device), use_cache=False)[0]  # [B, T, H]
-        chosen = hidden.flatten(0, 1)[torch.cat(take).to(self.device)]  # [n, H]
-        return chosen, torch.tensor(target, device=self.device)
+        """Return hidden states [n, H] and targets [n] of the completion tokens of one rectangle."""
+        run = shared_states if self.shares else whole_states
+        target = torch.tensor([token for row in rows for token in row.completion], device=self.device)
+        return run(self.lm.base_model, rows, self.device), target
 
     def _statistics(self, states: Tensor, target: Tensor, temperature: float, *, moments: bool = False) -> TokenStats:
         return linear_logprob_entropy(
@@ -247,7 +227,7 @@ class Policy:
     ) -> Iterator[tuple[list[Trajectory], Tensor]]:
         """Yield (completions, positions of their tokens in the flat order), longest first."""
         chosen = [i for i in _filled(sequences) if wanted is None or wanted[i]]
-        for rows in pack([len(row) for row in sequences], chosen, self.budget):
+        for rows in pack(sequences, chosen, self.budget, shared=self.shares):
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
             yield [sequences[i] for i in rows], where
 
@@ -302,17 +282,6 @@ class Policy:
                 "which is not supported; choose another model",
                 "model.source",
             )
-
-
-def pack(lengths: Sequence[int], chosen: Sequence[int], budget: int) -> list[list[int]]:
-    """Group indices into rectangles of at most `budget` tokens with padding (one row always fits), longest first."""
-    groups: list[list[int]] = []
-    for index in sorted(chosen, key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def _starts(sequences: Sequence[Trajectory]) -> list[int]:

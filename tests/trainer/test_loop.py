@@ -246,7 +246,9 @@ def test_other_ways_to_hold_the_model_train(tmp_path, changes):
 
 
 def test_gradient_checkpointing_does_not_change_the_result(tmp_path):
-    plain, frugal = make(tmp_path / "a", small()), make(tmp_path / "b", small(model={"gradient_checkpointing": True}))
+    # the frugal one runs prompts per row: other rounding, which Adam's small epsilon would turn into full steps
+    plain = make(tmp_path / "a", small(optimiser=SMOOTH))
+    frugal = make(tmp_path / "b", small(optimiser=SMOOTH, model={"gradient_checkpointing": True}))
     train(plain)
     train(frugal)
     assert furthest(weights(plain, 6), weights(frugal, 6)) < 1e-5

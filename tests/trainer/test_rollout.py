@@ -211,16 +211,6 @@ def test_truncation_keeps_the_likeliest_and_reports_the_whole_policy(spec, kept)
     assert entropy[0].item() == pytest.approx(-(logits.exp() * logits).sum().item(), abs=1e-6)
 
 
-def test_micro_batches_are_rectangles_within_the_budget(policy):
-    from trainer.policy import pack
-
-    source = random.Random()
-    lengths = [source.randrange(1, 60) for _ in range(100)]
-    groups = pack(lengths, range(100), 128)
-    assert sorted(index for group in groups for index in group) == list(range(100))
-    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 128 for group in groups)
-
-
 def test_gradients_equal_those_of_one_plain_loss(policy):
     """Pass 2 carries given gradients of log-prob and entropy through the model exactly as autograd would."""
     rows = [
