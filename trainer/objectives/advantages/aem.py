@@ -54,8 +54,8 @@ PRESETS = (
     Preset(
         name="aem",
         title="AEM",
-        summary="Responses that are confident for their group weigh more, whatever their sign. While most are wrong "
-        "this raises entropy, once most are right it lowers it, without a schedule.",
+        summary="Responses that are confident for their group weigh more, whatever their sign: meant to raise entropy "
+        "while confident answers are mostly wrong and to lower it once they are mostly right, without a schedule.",
         when="You want exploration first and exploitation later, and no coefficient.",
         formula=Aem.formula,
         reference=paper(

@@ -44,8 +44,8 @@ PRESETS = (
         name="reasoning-with-exploration",
         title="Reasoning with exploration",
         summary="Tokens the policy is unsure of get a little more advantage than the rest of their response: right "
-        "answers teach their forks more, wrong ones blame them less. Forking tokens keep their entropy for longer; "
-        "there is no entropy gradient.",
+        "answers teach their forks more, wrong ones blame them less, so exploratory steps become likelier. There is "
+        "no entropy gradient, and to first order entropy falls a little faster.",
         when="A gentle change to GRPO that cannot turn an advantage round.",
         formula=EntropyAdvantage.formula,
         reference=paper("Reasoning with Exploration: An Entropy Perspective", "2506.14758", 2025),

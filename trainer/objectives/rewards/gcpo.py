@@ -95,7 +95,7 @@ class Gcpo(RewardShaper):
         for number in range(self.orders):
             key = torch.ones(groups, seats, dtype=torch.float64, device=dense.device)
             key[dense, seat] = draws(step, own, PURPOSE + number)
-            found.append(key.argsort(1, stable=True))
+            found.append(key.argsort(dim=1, stable=True))
         return torch.stack(found)
 
 
