@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Statistic, Step, TokenMask, demand, paper
+from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, demand, paper
 from trainer.objectives.reductions import completion_quantile, quantile
 from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
@@ -25,6 +25,8 @@ class TopEntropy(TokenMask):
 
     title: ClassVar[str] = "High-entropy tokens only"
     paper: ClassVar[str] = "2506.01939"
+    formula: ClassVar[str] = r"\text{keep } t \text{ iff } H_t \ge q_{1-\rho}(H),\quad \rho = 0.2"
+    domain: ClassVar[Domain] = "step"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"entropy"})
     type: Literal["top_entropy"] = "top_entropy"
     share: float = setting(0.2, help="Share of the tokens that keep their gradient.", gt=0, le=1)
@@ -65,6 +67,14 @@ class TopEntropy(TokenMask):
         return batch.per_token(completion_quantile(entropy, batch, 1 - self.share))
 
 
+REFERENCE = paper(
+    "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective RL for LLM Reasoning", "2506.01939", 2025
+)
+VARIANTS = (
+    "Three codes, three denominators: TRL and the paper keep all tokens in it (top-entropy-mask), Lp-Reg's and SIREN's "
+    "baselines only the kept ones (top-entropy-count, top-entropy-by-completion), a five times larger step on the same "
+    "data."
+)
 PARTS = (TopEntropy,)
 PRESETS = (
     Preset(
@@ -73,12 +83,44 @@ PRESETS = (
         summary="Only the fifth of the tokens where the policy hesitates most is trained on: the forks decide "
         "where the reasoning goes, the rest follows.",
         when="Reasoning with long answers; entropy tends to stay higher than under DAPO.",
-        reference=paper(
-            "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective RL for LLM Reasoning",
-            "2506.01939",
-            2025,
-        ),
+        formula=TopEntropy.formula,
+        reference=REFERENCE,
         confidence="code",
+        variants=VARIANTS,
         parts=[GROUP, {"type": "top_entropy"}, CLIP_HIGHER, TOKENS],
+    ),
+    Preset(
+        name="top-entropy-count",
+        title="80/20 by count, kept tokens in the denominator",
+        summary="The 80/20 rule as the baseline of Lp-Reg's code has it: exactly a fifth of the step's tokens, "
+        "rounded down, and the loss is their mean. Steps are five times larger than with top-entropy-mask.",
+        when="To compare with numbers from that code; lower the learning rate otherwise.",
+        formula=TopEntropy.formula,
+        reference=REFERENCE,
+        confidence="code",
+        variants=VARIANTS,
+        parts=[
+            GROUP,
+            {"type": "top_entropy", "select": "count", "removal": "drop"},
+            CLIP_HIGHER | {"dual_clip": 0.0},
+            TOKENS,
+        ],
+    ),
+    Preset(
+        name="top-entropy-by-completion",
+        title="80/20 within each completion",
+        summary="The 80/20 rule as the baseline of SIREN's code has it: of each completion the tokens above its own "
+        "80 % quantile, and the loss is their mean. Calm completions keep their forks too.",
+        when="Completions whose entropy differs widely.",
+        formula=r"\text{keep } t \text{ iff } H_t > q_{1-\rho}(H_i),\quad \rho = 0.2",
+        reference=REFERENCE,
+        confidence="code",
+        variants=VARIANTS,
+        parts=[
+            GROUP,
+            {"type": "top_entropy", "scope": "completion", "strict": True, "removal": "drop"},
+            CLIP_HIGHER,
+            TOKENS,
+        ],
     ),
 )
