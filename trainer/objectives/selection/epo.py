@@ -103,7 +103,7 @@ class EntropySmoothing(Regulariser):
         if self.mode == "completion":
             level = batch.per_token(completion_mean(entropy, batch))
         known, usual = torch.isfinite(usual), torch.nan_to_num(usual)
-        above, below = (level - self.high * usual).clamp(min=0), (self.low * usual - level).clamp(min=0)
+        above, below = (level - self.high * usual).relu(), (self.low * usual - level).relu()
         if self.variant == "released":
             inside = (level > self.low * usual) & (level < self.high * usual)
             return torch.where(known & ~inside, self.price, torch.zeros_like(entropy))
