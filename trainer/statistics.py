@@ -157,8 +157,7 @@ STATISTICS: dict[str, StatisticInfo] = {
             "1 where the answer only repeats the question (Rouge-L precision above 0.8, or part of it), else 0",
             domain="completion",
             policy="text",
-            supplier="",
-            missing="a comparison of answer and question",
+            supplier="text",
         ),
         StatisticInfo(
             "task",

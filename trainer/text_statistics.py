@@ -16,7 +16,8 @@ from torch import Tensor
 from trainer.collect import Completion
 
 TOKEN_TEXT = ("planning", "trigger")
-COMPLETION_FACTS = ("think_end", "answer", "correct", "task", "trajectory", "turn")
+COMPLETION_FACTS = ("think_end", "answer", "correct", "copied", "task", "trajectory", "turn")
+COPIED = 0.8  # share of an answer's words, in order, above which it only repeats the question (EMPO, 2504.05812)
 
 
 def token_statistics(names: Sequence[str], completions: Sequence[Completion], options: Mapping[str, Any]) -> Tensor:
@@ -36,6 +37,7 @@ def completion_facts(names: Sequence[str], completions: Sequence[Completion], op
         "think_end": lambda c: _think_end(c, options["delimiter"]),
         "answer": lambda c: answers[c.index],
         "correct": lambda c: float(bool(c.right)),
+        "copied": lambda c: float(_copied(c.scored.canonical or "", c.row.prompt)),
         "task": lambda c: 0,
         "trajectory": lambda c: c.index,
         "turn": lambda c: 0,
@@ -75,6 +77,25 @@ def _think_end(completion: Completion, delimiter: str) -> int:
     if found < 0 or not completion.offsets:
         return -1
     return _token_at(completion.offsets, len(completion.text[: found + len(delimiter)].encode()) - 1)
+
+
+def _copied(answer: str, question: str) -> bool:
+    """Return whether an answer is part of the question, or its words stand in it in order (Rouge-L precision)."""
+    answer, question = answer.lower().strip(), question.lower()
+    words = answer.split()
+    return bool(words) and (answer in question or common_words(words, question.split()) > COPIED * len(words))
+
+
+def common_words(left: Sequence[str], right: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, by bits of one integer (Hyyrö 2004): linear in `right`."""
+    places: dict[str, int] = {}
+    for place, word in enumerate(left):
+        places[word] = places.get(word, 0) | 1 << place
+    free = whole = (1 << len(left)) - 1
+    for word in right:
+        hit = free & places.get(word, 0)
+        free = (free + hit) | (free - hit)
+    return len(left) - (free & whole).bit_count()
 
 
 def _answers(completions: Sequence[Completion]) -> dict[int, int]:

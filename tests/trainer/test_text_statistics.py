@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
 import torch
 
 from trainer.collect import Completion
 from trainer.policy import Trajectory
 from trainer.rewards.scoring import Scored
 from trainer.tasks import Row
-from trainer.text_statistics import completion_facts, token_statistics
+from trainer.text_statistics import common_words, completion_facts, token_statistics
 
 
 def completion(pieces: list[str], index: int = 0, group: int = 0, answer: str | None = None, right: float | None = 1.0):
@@ -65,3 +70,32 @@ def test_right_wrong_and_ungraded() -> None:
     rows = [completion(["x"], index=i, right=score) for i, score in enumerate((1.0, 0.0, None))]
     facts = completion_facts(["correct", "trajectory", "turn"], rows, {})
     assert torch.equal(facts, torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 2, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "question", "expected"),
+    [
+        (None, "What is 2 + 2?", 0),
+        ("4", "What is 2 + 2?", 0),
+        ("The Sun", "how far is the sun", 1),
+        ("far and the sun", "how far is the sun", 0),  # three of four words in order are not above 0.8
+        ("how far is a sun or so", "how far is the sun", 0),
+        ("how far is the warm sun", "how far is the sun", 1),  # five of six
+    ],
+)
+def test_an_answer_that_repeats_the_question_is_told(answer: str | None, question: str, expected: float) -> None:
+    found = replace(completion(["x"], answer=answer), row=Row("r", question, ""))
+    assert completion_facts(["copied"], [found], {}).flatten().tolist() == [expected]
+
+
+def test_common_words_agree_with_the_table_method() -> None:
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    for _ in range(50):
+        left, right = (dice.choices("abc", k=dice.randrange(8)) for _ in range(2))
+        table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+        for i, j in itertools.product(range(len(left)), range(len(right))):
+            longer = max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = table[i][j] + 1 if left[i] == right[j] else longer
+        assert common_words(left, right) == table[-1][-1]

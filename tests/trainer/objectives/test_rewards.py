@@ -376,12 +376,6 @@ def test_a_run_that_lacks_a_statistic_is_refused_by_name(preset: str, says: str)
         RunConfig.model_validate({"objective": {"preset": preset}})
 
 
-def test_the_free_form_kind_says_what_it_lacks() -> None:
-    RunConfig.model_validate({"objective": {"preset": "empo"}})
-    with pytest.raises(ValidationError, match="copied"):
-        RunConfig.model_validate({"objective": {"preset": "empo", "parts": [{"type": "empo", "kind": "free_form"}]}})
-
-
 def test_flow_residuals_need_the_mean_over_completions() -> None:
     with pytest.raises(Exception, match="flowrl needs seq_mean_token_mean"):
         evaluate({"preset": "flowrl", "parts": [{"type": "token_mean"}]}, {"logprob": [[-1.0]]})

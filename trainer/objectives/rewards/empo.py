@@ -102,7 +102,7 @@ PRESETS = (
         summary="Unsupervised: a completion is rewarded by the share of its group that gives the same answer, so the "
         "policy learns to agree with itself. Semantic entropy falls by design, and token entropy with it.",
         when="Prompts without reference answers. The later release uses a sequence-level ratio with clips of 3e-4 and "
-        "4e-4 and 16 completions a prompt. The free-form kind also needs to know which answers repeat the question.",
+        "4e-4 and 16 completions a prompt. The free-form kind also gives nothing for answers that repeat the question.",
         formula=FORMULA,
         reference=paper(
             "Right Question is Already Half the Answer: Fully Unsupervised LLM Reasoning Incentivization",
