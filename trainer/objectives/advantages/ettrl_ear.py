@@ -28,7 +28,6 @@ class Ear(TokenShaper):
     paper: ClassVar[str] = "2508.11356"
     formula: ClassVar[str] = r"A_i \leftarrow \Bigl(2 - \bar H_i / \operatorname{mean}_g \bar H\Bigr) A_i"
     domain: ClassVar[Domain] = "group"
-    may_flip: ClassVar[bool] = False
     type: Literal["ear"] = "ear"
     form: Literal["residual", "clip"] = setting("residual", help="Scale by the relative entropy, or cut off.")
     bound: float = setting(1.0, help="Largest size of the advantage.", gt=0, le=1000, show_if={"form": "clip"})

@@ -49,6 +49,9 @@ class SemanticEntropy(SequenceMultiplier):
         help="What a cluster's probability is: its share of the responses, or of their length-normalised likelihood.",
     )
 
+    def reads(self) -> frozenset[Statistic]:
+        return self.needs | {"old_logprob"} if self.probability == "likelihood" else self.needs
+
     def multiply(self, batch: TokenBatch, step: Step) -> Tensor:
         counted = answered(batch)
         size = group_size(counted)

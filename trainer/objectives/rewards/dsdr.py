@@ -108,11 +108,11 @@ class DsdrLocal(Regulariser):
 
     def _share(self, batch: TokenBatch) -> Tensor:
         """Return the share of each right answer in its group, [S]; 0 for others."""
-        right = batch.replace(valid=valid_of(batch) & (statistic(batch, "correct", self) > 0))
+        right = valid_of(batch) & (statistic(batch, "correct", self) > 0)
         score = self.temperature * diversity(batch, self, self.ceiling)
-        top = group_extreme(score, right, largest=True)
-        power = torch.where(right.valid, (score - top).exp(), 0.0)
-        return power / group_sum(power, right).clamp(min=1)
+        among = batch.replace(valid=right)
+        power = torch.where(right, (score - group_extreme(score, among, largest=True)).exp(), 0.0)
+        return power / group_sum(power, among).clamp(min=1)
 
 
 PARTS = (DsdrReward, DsdrLocal)
