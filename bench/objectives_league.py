@@ -10,13 +10,18 @@ interrupted league is still balanced.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
+import multiprocessing
 import os
+import shutil
 import statistics
-import subprocess
 import sys
 import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +31,19 @@ sys.path.insert(0, str(ROOT))
 
 from trainer.config import RunConfig, load  # noqa: E402  (the path comes first)
 from trainer.errors import ConfigError  # noqa: E402
+from trainer.events import RunFolder  # noqa: E402
 from trainer.objectives import PRESETS  # noqa: E402
 
 STEPS, LAST = 60, 15  # LAST steps are averaged where the table speaks of the end
 BUDGET: dict[str, Any] = {
-    "sampling": {"prompts_per_step": 16, "samples_per_prompt": 16, "max_completion_tokens": 24},
-    "optimiser": {"steps": STEPS, "minibatches_per_step": 4, "learning_rate": 2e-4, "warmup_steps": 3},
+    "sampling": {"prompts_per_step": 16, "samples_per_prompt": 8, "max_completion_tokens": 8},
+    "optimiser": {"steps": STEPS, "minibatches_per_step": 2, "learning_rate": 2e-4, "warmup_steps": 3},
     "evaluation": {"every_steps": STEPS, "prompts": 64, "samples_per_prompt": 16},
     "checkpoint": {"every_steps": 0},
     "recording": {"every_steps": 10**6, "live_samples": 0, "max_samples": 1},
 }
 WHAT = (
-    "Countdown with the built-in 0.34 M parameter model, {steps} steps of 16 prompts × 16 completions in 4 minibatches "
+    "Countdown with the built-in 0.34 M parameter model, {steps} steps of 16 prompts × 8 completions in 2 minibatches "
     "(so that ratios leave 1), learning rate 2e-4, {seeds} seeds, the same prompts for all. Held-out figures are over "
     "64 prompts × 16 samples; entropy, its error and seconds are over the last {last} steps. Figures are means over "
     "seeds ± half the range."
@@ -50,35 +56,51 @@ def config(preset: str, seed: int) -> RunConfig:
 
 
 def train(preset: str, seed: int, out: Path) -> None:
-    """Train once, in this process's child; figures land in the run folder."""
-    folder = out / f"{preset}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "league.json").write_text(config(preset, seed).model_dump_json())
-    with (folder / "console.log").open("wb") as log:
-        began = time.monotonic()
-        command = [sys.executable, "-m", "trainer", "run", str(folder / "league.json"), "--out", str(folder / "run")]
-        code = subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        (folder / "done.json").write_text(json.dumps({"rc": code.returncode, "seconds": time.monotonic() - began}))
+    """Train once, in this process; figures land in the run folder."""
+    import torch
+
+    from trainer.distributed import World
+    from trainer.loop import Trainer
+    from trainer.stream import Stream
+
+    torch.set_num_threads(1)
+    path = out / f"{preset}-{seed}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    folder, began = RunFolder(path), time.monotonic()
+    folder.config.write_text(config(preset, seed).model_dump_json(), "utf-8")
+    stream = Stream(folder, 1)
+    trainer, trouble = None, ""
+    try:
+        trainer = Trainer(folder, load(folder.config), 1, stream, World(cpu=True))
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer.run()
+    except Exception:  # one broken objective must not end the league; the page names it
+        trouble = traceback.format_exc()
+    finally:
+        if trainer is not None:
+            trainer.close()
+        stream.close()
+    done = {"rc": int(bool(trouble)), "seconds": time.monotonic() - began, "trouble": trouble}
+    (path / "done.json").write_text(json.dumps(done))
 
 
 def train_all(queue: list[tuple[str, int]], out: Path, jobs: int) -> None:
     """Train what is missing, `jobs` at a time."""
     missing = [(preset, seed) for preset, seed in queue if not (out / f"{preset}-{seed}" / "done.json").exists()]
-    running: list[subprocess.Popen[bytes]] = []
-    for done, (preset, seed) in enumerate(missing):
-        while len(running := [child for child in running if child.poll() is None]) >= jobs:
-            time.sleep(0.2)
-        print(f"{done + 1}/{len(missing)} {preset} seed {seed}", flush=True)
-        running.append(subprocess.Popen([sys.executable, __file__, "--one", preset, str(seed), "--out", str(out)]))
-    for child in running:
-        child.wait()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tasks = {pool.submit(train, preset, seed, out): (preset, seed) for preset, seed in missing}
+        for done, task in enumerate(as_completed(tasks), 1):
+            task.result()
+            preset, seed = tasks[task]
+            print(f"{done}/{len(missing)} {preset} seed {seed}", flush=True)
 
 
 def figures(folder: Path) -> dict[str, float]:
     """Return the figures of one run; empty where it did not finish."""
     if json.loads((folder / "done.json").read_text())["rc"] != 0:
         return {}
-    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text("utf-8").splitlines()]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
     steps = [event["values"] for event in events if event["type"] == "metrics" and "loss" in event["values"]]
     held_out = [event["values"] for event in events if event["type"] == "evaluation"][-1]
     last = steps[-LAST:]
@@ -179,11 +201,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)))
     parser.add_argument("--write", type=Path, default=ROOT / "docs/objectives-league.md")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        train(options.one[0], int(options.one[1]), options.out)
-        return
     refused, presets = {}, []
     for preset in options.presets:
         try:
