@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
+from hypothesis import given, settings
 from pydantic import ValidationError
 
 from trainer.batch import TokenBatch
@@ -15,7 +17,8 @@ from trainer.objectives.rewards.ares import level_of, window_mean
 from trainer.objectives.rewards.draws import draws
 from trainer.objectives.rewards.vote import majority, votes
 
-from .batches import DOUBLE, doubles, hand_batch, objective, run
+from .batches import DOUBLE, doubles, hand_batch, objective, random_batch, run
+from .test_invariance import batches, permuted
 from .test_signs import change, entropy_of, sampled, table
 
 
@@ -379,3 +382,47 @@ def test_a_run_that_lacks_a_statistic_is_refused_by_name(preset: str, says: str)
 def test_flow_residuals_need_the_mean_over_completions() -> None:
     with pytest.raises(Exception, match="flowrl needs seq_mean_token_mean"):
         evaluate({"preset": "flowrl", "parts": [{"type": "token_mean"}]}, {"logprob": [[-1.0]]})
+
+
+# -- every variant, on batches as degenerate as they come -------------------------------------------------------------
+
+VARIANTS = {
+    "free form": ("empo", {"type": "empo", "kind": "free_form"}),
+    "voting": ("empo", {"type": "empo", "kind": "voting"}),
+    "rounded": ("empo", {"type": "empo", "variant": "released"}),
+    "first votes": ("ttrl", {"type": "sub_sample", "choose": "first"}),
+    "judged": ("evol-rl", {"type": "evol_rl", "label": "correct"}),
+    "released turns": ("ares", {"type": "ares", "variant": "released"}),
+    "log-prob": ("em-rl", {"type": "confidence_reward", "measure": "logprob"}),
+    "wrong ones": ("random-reward", {"type": "spurious_reward", "rule": "wrong"}),
+    "unclipped flow": ("flowrl", {"type": "flowrl", "variant": "released"}),
+    "centred flow": ("flowrl", {"type": "flowrl", "partition": "group"}),
+    "unit rewards": ("confucius3", {"type": "hardness_weight", "rewards": "unit"}),
+    "uncertain negatives": ("grpo", {"type": "uncertain_negatives", "select": "completion"}),
+    "raw": ("entropic", {"type": "raw_reward"}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=15, deadline=None)
+@given(batch=batches())
+def test_degenerate_batches_give_finite_numbers_in_every_variant(name: str, batch: TokenBatch) -> None:
+    preset, part = VARIANTS[name]
+    outcome = run(objective(preset, part), batch, total_steps=5)
+    found = [outcome.loss, outcome.grad_logprob, outcome.weight, outcome.advantage, *outcome.grad_extra.values()]
+    assert all(bool(torch.isfinite(values).all()) for values in found)
+    assert all(math.isfinite(value) for value in outcome.metrics.values())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_order_of_completions_does_not_matter_in_any_variant(name: str) -> None:
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    preset, part = VARIANTS[name]
+    dice = torch.Generator().manual_seed(seed)
+    batch = random_batch(dice)
+    moved, tokens = permuted(batch, torch.randperm(batch.sequences, generator=dice).tolist())
+    machine = objective(preset, part)
+    found, expected = run(machine, moved, seed=seed), run(machine, batch, seed=seed)
+    torch.testing.assert_close(found.grad_logprob, expected.grad_logprob[tokens])
+    torch.testing.assert_close(found.mask, expected.mask[tokens])
