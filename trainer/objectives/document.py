@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.objectives.base import STAGES, ObjectivePart, Preset
 from trainer.objectives.config import ObjectiveConfig
-from trainer.objectives.preview import describe_fields, missing, part_words, statistics
+from trainer.objectives.preview import fields_of, missing, part_words, statistics
 from trainer.objectives.registry import PARTS, PRESETS
 from trainer.statistics import STATISTICS
 
@@ -82,7 +82,7 @@ def _facts(preset: Preset, config: ObjectiveConfig) -> Iterator[str]:
 def _settings(part: ObjectivePart, given: dict[str, Any]) -> str:
     """Return the settings that a preset names, and beside them the defaults it keeps."""
     shown = []
-    for field in describe_fields(type(part), part):
+    for field in fields_of(type(part), part):
         if not field["advanced"] or field["name"] in given:
             value = f"{field['name']} = {plain(field['value'])}"
             shown.append(f"**{value}**" if field["value"] != field["default"] else value)
@@ -106,7 +106,7 @@ def _block(name: str, kind: type[ObjectivePart]) -> str:
         lines.append(f"{display(kind.formula)}\n")
     fields = (
         (f"`{field['name']}`", plain(field["default"]), field["allowed"], field["unit"], field["help"])
-        for field in describe_fields(kind)
+        for field in fields_of(kind)
     )
     if rows := list(fields):
         lines.append(_table(("setting", "default", "range", "unit", "what it does"), rows))

@@ -6,7 +6,7 @@ softmax distributions (softmax_grid.py). Nothing here knows a method.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.batch import TokenBatch
@@ -14,7 +14,8 @@ from trainer.lazy import torch
 from trainer.objectives.base import ObjectivePart, Step
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.objective import Objective
-from trainer.objectives.softmax_grid import COLUMNS, ENTROPIES, PROBABILITIES, ROWS, Grid, entropy_of, grid, moved
+from trainer.objectives.preview import changes
+from trainer.objectives.softmax_grid import VOCABULARY, Grid, before, by_entropy, by_ratio, entropy_of
 from trainer.part import Settings, setting
 from trainer.statistics import STATISTICS
 
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
     from trainer.objectives.base import Outcome
 
-COPIES = 8  # completions of one kind of token, right and wrong together
+SAMPLES = 8  # completions of a group, and completions that hold a kind of token
 REPEATS = 2  # tokens of a completion whose tokens are all alike
 STEPS = 100
 MARKS = ("planning", "trigger", "off_policy", "span")
-STAND_INS = ("attention_entropy", "formula_novelty", "embedding", "gradient_feature", "teacher_kl", "hellinger")
+STAND_INS = ("attention_entropy", "formula_novelty", "embedding", "gradient_feature", "teacher_kl")
 DIRECTIONS = 8  # of made-up vectors
 
 
 class Scene(Settings):
     """The made-up step that an objective's picture is taken of."""
 
+    across: Literal["probability", "ratio"] = setting(
+        "probability",
+        help="Probability and entropy of the token, or how far it has moved since it was drawn, and its probability.",
+    )
     log_ratio: float = setting(
         0.0,
         title="Log ratio",
@@ -41,6 +46,7 @@ class Scene(Settings):
         unit="nats",
         ge=-1,
         le=1,
+        show_if={"across": "probability"},
     )
     right: float = setting(
         0.5, title="Right answers", help="Share of the group's answers with reward 1.", ge=0.125, le=0.875
@@ -63,15 +69,28 @@ class Stage:
     right: Tensor  # [S] bool
 
 
+SHAPING = ("token_shaper", "token_weight", "token_mask", "token_penalty", "regulariser")
+ANSWERS = ("reward_shaper", "normaliser", "sequence_multiplier")
+
+
 def natural_scene(config: ObjectiveConfig) -> Scene:
-    """Return the scene in which an objective shows most: answers of one kind where it weighs answers by tokens."""
-    return Scene(layout="alike" if any(map(_weighs_answers, config.parts)) else "mixed")
+    """Return the scene in which an objective shows most.
+
+    Answers of one kind where it weighs answers by their tokens; the ratio across where it shapes nothing else; tokens
+    that have moved a little where they pay for moving.
+    """
+    own = changes(config)
+    weighs = any(map(_weighs_answers, own))
+    shapes = weighs or any(part.stage in SHAPING for part in own)
+    pays = any(part.stage == "token_penalty" for part in own)
+    return Scene(
+        across="probability" if shapes else "ratio", log_ratio=0.1 * pays, layout="alike" if weighs else "mixed"
+    )
 
 
 def _weighs_answers(part: ObjectivePart) -> bool:
     """Return whether a part makes one number of each answer's token statistics."""
-    of_tokens = any(STATISTICS[name].domain == "token" for name in part.reads())
-    return part.stage in ("reward_shaper", "normaliser", "sequence_multiplier") and of_tokens
+    return part.stage in ANSWERS and any(STATISTICS[name].domain == "token" for name in part.reads())
 
 
 def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:
@@ -79,14 +98,17 @@ def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:
 
     `views` holds `weight` (-dL/dlogprob times the token's denominator), `entropy_weight` (the same of entropy, where
     the objective has such a gradient) and `entropy_change` (first order, of a step of size 1 on the token's own
-    logits). `p` and `entropy` are the axes, `fields` the (column, row) that exist. Raises ConfigError where the
+    logits). `across` and `up` are the axes, `fields` the (column, row) that exist. Raises ConfigError where the
     objective lacks a statistic.
     """
     machine = Objective(objective)
-    ground = _reachable(grid(), scene.log_ratio)
+    ground = by_entropy(scene.log_ratio) if scene.across == "probability" else by_ratio()
     stage = stage_of(machine, ground, scene)
     step = Step(
-        step=round(scene.progress * STEPS), total_steps=STEPS, max_completion_tokens=4 * int(stage.batch.length[0])
+        step=round(scene.progress * STEPS),
+        total_steps=STEPS,
+        max_completion_tokens=4 * int(stage.batch.length[0]),
+        vocabulary=VOCABULARY,
     )
     outcome = machine.apply(machine.prepare(stage.batch, step), step)
     views = {"weight": outcome.weight}
@@ -96,10 +118,8 @@ def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:
     sides["entropy_change"] = entropy_change(machine, ground, stage, outcome)
     advantage = _sides(outcome.advantage, stage, len(ground.column))
     return {
-        "p": list(PROBABILITIES),
-        "entropy": list(ENTROPIES),
-        "columns": COLUMNS,
-        "rows": ROWS,
+        "across": asdict(ground.across),
+        "up": asdict(ground.up),
         "fields": torch.stack([ground.column, ground.row], 1).tolist(),
         "views": {name: {side: _listed(values) for side, values in both.items()} for name, both in sides.items()},
         "advantage": {side: float(values.mean()) for side, values in advantage.items()},
@@ -108,39 +128,25 @@ def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:
     }
 
 
-def _reachable(ground: Grid, log_ratio: float) -> Grid:
-    keep = ~moved(ground.logp, log_ratio).isnan().any(1)
-    return Grid(ground.column[keep], ground.row[keep], ground.logp[keep])
-
-
 def stage_of(machine: Objective, ground: Grid, scene: Scene) -> Stage:
-    """Return one group of completions over the grid, with every statistic the objective reads.
-
-    mixed: COPIES completions, each with a token of every kind in an order of its own; alike: COPIES completions of
-    each kind, REPEATS tokens long.
-    """
-    kinds = len(ground.column)
-    if scene.layout == "mixed":
-        dice = torch.Generator().manual_seed(0)
-        field = torch.cat([torch.randperm(kinds, generator=dice) for _ in range(COPIES)])
-        length, sequences = kinds, COPIES
-    else:
-        field = torch.arange(kinds).repeat_interleave(COPIES * REPEATS)
-        length, sequences = REPEATS, kinds * COPIES
-    right = torch.arange(sequences) % COPIES < round(scene.right * COPIES)
-    now, before = statistics_of(ground.logp), statistics_of(moved(ground.logp, scene.log_ratio))
+    """Return groups of completions over the grid, with every statistic the objective reads."""
+    rights = max(1, min(SAMPLES - 1, round(scene.right * SAMPLES)))
+    field, length = _mixed(len(ground.column)) if scene.layout == "mixed" else _alike(len(ground.column), rights)
+    sequences = len(field) // length
+    right = torch.arange(sequences) % SAMPLES < rights
+    now, drawn = statistics_of(ground.logp), statistics_of(before(ground))
     batch = TokenBatch(
         logprob=now["logprob"][field],
         entropy=now["entropy"][field],
         sum_p2=now["sum_p2"][field],
         sum_p2_logp=now["sum_p2_logp"][field],
-        old_logprob=before["logprob"][field],
-        old_entropy=before["entropy"][field],
-        engine_logprob=before["logprob"][field],
-        ref_logprob=before["logprob"][field],
+        old_logprob=drawn["logprob"][field],
+        old_entropy=drawn["entropy"][field],
+        engine_logprob=drawn["logprob"][field],
+        ref_logprob=drawn["logprob"][field],
         sequence=torch.arange(sequences).repeat_interleave(length),
         position=torch.arange(length).repeat(sequences),
-        group=torch.zeros(sequences, dtype=torch.long),
+        group=torch.arange(sequences) // SAMPLES,
         reward=right.double(),
         length=torch.full((sequences,), length),
         truncated=torch.zeros(sequences, dtype=torch.bool),
@@ -151,6 +157,25 @@ def stage_of(machine: Objective, ground: Grid, scene: Scene) -> Stage:
         if not STATISTICS[name].core
     }
     return Stage(batch.replace(extra=extra), field, right)
+
+
+def _mixed(kinds: int) -> tuple[Tensor, int]:
+    """Return the field of each token of one group, [N], each completion one of every kind in an order of its own."""
+    dice = torch.Generator().manual_seed(0)
+    return torch.cat([torch.randperm(kinds, generator=dice) for _ in range(SAMPLES)]), kinds
+
+
+def _alike(kinds: int, rights: int) -> tuple[Tensor, int]:
+    """Return the field of each token, [N], each completion REPEATS tokens of one kind; groups are dealt by lot.
+
+    Every kind has as many right and as many wrong completions as a group has.
+    """
+    dice = torch.Generator().manual_seed(0)
+    dealt = [
+        (torch.randperm(kinds * count, generator=dice) % kinds).view(kinds, count)
+        for count in (rights, SAMPLES - rights)
+    ]
+    return torch.cat(dealt, 1).flatten().repeat_interleave(REPEATS), REPEATS
 
 
 def statistics_of(logp: Tensor) -> dict[str, Tensor]:
@@ -177,8 +202,14 @@ def _extra(
 ) -> Tensor:
     """Return a statistic outside TokenBatch: of the distributions, of the rewards, or a stand-in that says nothing."""
     info, tokens, sequences = STATISTICS[name], len(field), len(right)
+    if info.width:
+        dice = torch.Generator().manual_seed(1)
+        vectors = torch.randn(sequences, DIRECTIONS, generator=dice, dtype=torch.float64)
+        return vectors / vectors.norm(dim=1, keepdim=True)
+    if name == "hellinger":
+        return (1 - ((ground.logp + before(ground)) / 2).exp().sum(1))[field]
     if info.supplier == "head":
-        logp = ground.logp if info.policy == "current" else moved(ground.logp, scene.log_ratio)
+        logp = ground.logp if info.policy == "current" else before(ground)
         return rare_of(name, logp, machine.options())[field]
     if name in MARKS:
         return torch.full((tokens,), float(scene.marked), dtype=torch.float64)
@@ -191,10 +222,6 @@ def _extra(
         return torch.full((sequences,), -1.0, dtype=torch.float64)
     if name == "teacher_logprob":
         return batch.need("old_logprob")
-    if info.width:
-        dice = torch.Generator().manual_seed(1)
-        vectors = torch.randn(sequences, DIRECTIONS, generator=dice, dtype=torch.float64)
-        return vectors / vectors.norm(dim=1, keepdim=True)
     return torch.zeros(tokens if info.domain == "token" else sequences, dtype=torch.float64)
 
 

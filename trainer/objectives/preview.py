@@ -7,6 +7,7 @@ from typing import Any
 from trainer.objectives.base import ObjectivePart
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.registry import PARTS, PRESETS
+from trainer.part import Settings
 from trainer.statistics import STATISTICS, Statistic, StatisticInfo, unavailable
 
 SAMPLES = 101  # points of a curve over the run
@@ -101,12 +102,12 @@ def describe_part(part: ObjectivePart) -> dict[str, Any]:
         "formula": part.formula,
         "domain": part.domain,
         "needs": sorted(part.reads()),
-        "fields": describe_fields(type(part), part),
+        "fields": fields_of(type(part), part),
     }
 
 
-def describe_fields(kind: type[ObjectivePart], part: ObjectivePart | None = None) -> list[dict[str, Any]]:
-    """Return the settings of a part type: name, help, unit, knob, schema of the value, default and present value."""
+def fields_of(kind: type[Settings], given: Settings | None = None) -> list[dict[str, Any]]:
+    """Return the settings of a kind: name, help, unit, knob, schema of the value, default and present value."""
     schema = kind.model_json_schema()
     shared = schema.get("$defs", {})
     fields = []
@@ -119,6 +120,7 @@ def describe_fields(kind: type[ObjectivePart], part: ObjectivePart | None = None
         fields.append(
             {
                 "name": name,
+                "title": info.title or name.replace("_", " "),
                 "help": info.description or "",
                 "unit": extra.get("unit", ""),
                 "knob": extra.get("knob"),
@@ -127,7 +129,7 @@ def describe_fields(kind: type[ObjectivePart], part: ObjectivePart | None = None
                 "show_if": extra.get("show_if"),
                 "schema": {**value, "$defs": shared} if shared else value,
                 "default": default,
-                "value": getattr(part, name) if part is not None else default,
+                "value": getattr(given, name) if given is not None else default,
             }
         )
     return fields
@@ -155,7 +157,7 @@ def catalogue() -> dict[str, Any]:
             "paper": kind.paper,
             "formula": kind.formula,
             "domain": kind.domain,
-            "fields": describe_fields(kind),
+            "fields": fields_of(kind),
         }
         for name, kind in PARTS.items()
     }

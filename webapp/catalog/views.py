@@ -1,4 +1,4 @@
-"""The catalogue: models that can be trained, datasets people uploaded, objectives to choose from."""
+"""The catalogue: models that can be trained, datasets people uploaded."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from trainer.objectives import PARTS, PRESETS, ObjectiveConfig
 from trainer.rewards import REWARDS
 from webapp.catalog import services
 from webapp.catalog.models import Dataset
 from webapp.http import Request
 from webapp.runs.checks import catalogue
-from webapp.runs.course import course_of
 from webapp.runs.templatetags.lists import size
 
 PER_PAGE = 50
-SCHEDULE_STEPS = 100  # of the drawn courses: shares of a run in percent
 
 
 @require_GET
@@ -110,14 +107,3 @@ def dataset_remove(request: Request, dataset_id: int) -> HttpResponse:
         return redirect("catalog:dataset", dataset_id)
     messages.success(request, f"Deleted {found.name}; {size(freed)} are free again.")
     return redirect("catalog:datasets")
-
-
-@require_GET
-def objectives(request: Request) -> HttpResponse:
-    """Show every preset with its explanation, paper, parts and planned course."""
-    found = []
-    for preset in PRESETS.values():
-        config = ObjectiveConfig(preset=preset.name)
-        parts = [(PARTS[part.type].stage.replace("_", " "), part.title or part.type) for part in config.parts]
-        found.append({"preset": preset, "parts": parts, "course": course_of(config, SCHEDULE_STEPS)})
-    return render(request, "catalog/objectives.html", {"objectives": found})

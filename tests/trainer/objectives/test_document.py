@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.objectives import PARTS, PRESETS, ObjectiveConfig, document
-from trainer.objectives.preview import changes, describe_fields, missing, part_words
+from trainer.objectives.preview import changes, fields_of, missing, part_words
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -66,11 +66,11 @@ def test_changes_are_what_the_method_adds_to_grpo() -> None:
 
 
 def test_ranges_are_written_in_words() -> None:
-    ranges = {field["name"]: field["allowed"] for field in describe_fields(PARTS["top_entropy"])}
+    ranges = {field["name"]: field["allowed"] for field in fields_of(PARTS["top_entropy"])}
     assert ranges["share"] == "> 0, ≤ 1"
     assert ranges["removal"] == "detach, drop"
     assert ranges["strict"] == "on, off"
-    assert {field["name"]: field["allowed"] for field in describe_fields(PARTS["ppo_clip"])}["clip_high"] == "0 to 100"
+    assert {field["name"]: field["allowed"] for field in fields_of(PARTS["ppo_clip"])}["clip_high"] == "0 to 100"
 
 
 def test_the_command_notices_a_stale_file(tmp_path) -> None:
