@@ -51,7 +51,7 @@ def _pins() -> dict[str, str]:
 
 
 def test_the_lab_has_every_part(compose):
-    assert set(compose["services"]) == {"db", "valkey", "setup", "web", "scheduler", "worker", "worker-cpu"}
+    assert set(compose["services"]) == {"db", "valkey", "setup", "web", "scheduler", "worker", "worker-cpu", "analysis"}
     assert compose["services"]["db"]["image"] == "postgres:18"
     assert compose["services"]["valkey"]["image"] == "valkey/valkey:9"
 
@@ -59,7 +59,7 @@ def test_the_lab_has_every_part(compose):
 def test_parts_start_in_order(compose):
     services = compose["services"]
     assert services["setup"]["depends_on"] == {"db": {"condition": "service_healthy"}}
-    for name in ("web", "scheduler", "worker", "worker-cpu"):
+    for name in ("web", "scheduler", "worker", "worker-cpu", "analysis"):
         assert services[name]["depends_on"]["setup"]["condition"] == "service_completed_successfully", name
         assert services[name]["depends_on"]["valkey"]["condition"] == "service_healthy", name
     for name, service in services.items():

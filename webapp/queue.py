@@ -14,10 +14,11 @@ from kombu.exceptions import OperationalError
 
 log = logging.getLogger(__name__)
 
-# The workers register their tasks under these names (workers/tasks.py).
+# The workers register their tasks under these names: runs.* in workers/tasks.py, analysis.* in workers/analysis.py.
 SCHEDULE = "runs.schedule"  # look at the queue; any worker
 WAKE = "runs.wake"  # look at your runs; the worker whose queue it is
-PICTURE = "analysis.picture"  # draw an objective's picture; any worker
+PICTURE = "analysis.picture"  # draw an objective's picture
+WHATIF = "analysis.whatif"  # apply objectives to a recorded step
 
 Ring = tuple[str, tuple[Any, ...], str | None]
 _held: ContextVar[dict[Ring, None] | None] = ContextVar("held", default=None)

@@ -80,12 +80,18 @@ class Launcher:
         self._start("web", [sys.executable, "manage.py", "serve", "--port", str(self.port)])
 
     def start_workers(self) -> None:
-        """Start worker and scheduler; they need the tables that `prepare` makes."""
+        """Start worker, analysis and scheduler; they need the tables that `prepare` makes."""
         celery = [sys.executable, "-m", "celery", "-A", "workers.app"]
         self._start(
             "worker",
             [*celery, "worker", "-P", "threads", "-c", "4", "--without-gossip", "--without-mingle", "-l", "INFO"],
         )
+        analysis = [sys.executable, "-m", "celery", "-A", "workers.analysis", "worker", "-Q", "analysis"]
+        self._start(
+            "analysis",
+            [*analysis, "-n", "analysis@%h", "-P", "prefork", "-c", "2", "--max-memory-per-child", "1500000",
+             "--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"],
+        )  # fmt: skip
         self._start(
             "scheduler", [*celery, "beat", "-s", str(self.home.path / "beat"), "--pidfile", "", "-l", "WARNING"]
         )

@@ -4,6 +4,7 @@ from django.urls import path
 
 from webapp.runs import views_actions as act
 from webapp.runs import views_run as show
+from webapp.runs import views_whatif as whatif
 
 run_urls = [
     path("<str:run_id>/", show.detail, name="detail"),
@@ -11,6 +12,9 @@ run_urls = [
     path("<str:run_id>/events/", show.events, name="events"),
     path("<str:run_id>/rollouts/", show.rollouts, name="rollouts"),
     path("<str:run_id>/rollouts/<int:step>/", show.rollout, name="rollout"),
+    path("<str:run_id>/whatif/settings/", whatif.settings, name="whatif_settings"),
+    path("<str:run_id>/whatif/<int:step>/", whatif.table, name="whatif"),
+    path("<str:run_id>/whatif/<int:step>/tokens/", whatif.tokens, name="whatif_tokens"),
     path("<str:run_id>/log/", show.log, name="log"),
     path("<str:run_id>/checkpoints/<int:step>/", show.checkpoint, name="checkpoint"),
     path("<str:run_id>/config.toml", show.config, name="config"),

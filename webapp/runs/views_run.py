@@ -91,6 +91,9 @@ def page_data(run: Run) -> dict[str, Any]:
     """Return what the page's scripts start from."""
     started = run.events.filter(type="started").order_by("-seq").first()
     url = {name: reverse(f"runs:{name}", args=[run.pk]) for name in ("series", "events", "rollouts", "log")}
+    names = {"whatif": "whatif", "tokens": "whatif_tokens"}
+    what = {name: reverse(f"runs:{view}", args=[run.pk, 0]) for name, view in names.items()}
+    url["whatif"] = {**what, "settings": reverse("runs:whatif_settings", args=[run.pk])}
     return {
         "run": run_message(run),
         "urls": {**url, "rollout": reverse("runs:rollout", args=[run.pk, 0]), "socket": f"/ws/runs/{run.pk}/"},

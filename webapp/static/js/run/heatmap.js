@@ -4,13 +4,14 @@
 // Where CSS highlights are missing, chunks near the viewport are cut into spans of the same class names instead.
 
 import { layout, visible } from "./glyphs.js";
-import { LIMITS, binName, isClamped, names, rules, sequentialBin } from "./scale.js";
+import { LIMITS, SIGNED, binName, isClamped, names, rules, sequentialBin } from "./scale.js";
 import { onTheme, theme } from "./theme_colours.js";
 
 export const CHUNK = 256;
 export const MASKED = 1, UNGRADED = 2, AUXILIARY = 4;
 const FORK_SHARE = 0.2;
-const MARKS = ["fork", "masked", "pinned"];
+const MARKS = ["fork", "masked", "clipped", "pinned"];
+const KIND_MASKED = 3, KIND_CLIPPED = 4; // of trainer/whatif/effect.py
 
 const registry = new Map();
 export const highlights = typeof CSS !== "undefined" && Boolean(CSS.highlights) && typeof Highlight === "function";
@@ -85,7 +86,7 @@ class Chunk {
   /** Call `emit(name, start, end)` for every stretch of neighbours with the same colour, fork mark or mask mark. */
   runs(emit) {
     const { owner, base } = this;
-    for (const nameOf of [(t) => owner.colourOf(t), (t) => (owner.forks?.[t] ? "fork" : ""), (t) => (owner.isMasked(t) ? "masked" : "")]) {
+    for (const nameOf of [(t) => owner.colourOf(t), (t) => (owner.forks?.[t] ? "fork" : ""), (t) => (owner.isMasked(t) ? "masked" : ""), (t) => (owner.isClipped(t) ? "clipped" : "")]) {
       let name = "", start = 0;
       for (let t = this.from; t <= this.to; t += 1) {
         const next = t < this.to ? nameOf(t) : "";
@@ -103,7 +104,7 @@ class Chunk {
       const piece = text.slice(owner.starts[t] - base, owner.starts[t + 1] - base);
       if (!piece) continue;
       const span = document.createElement("span");
-      span.className = [owner.colourOf(t), owner.forks?.[t] ? "fork" : "", owner.isMasked(t) ? "masked" : ""].join(" ").trim();
+      span.className = [owner.colourOf(t), owner.forks?.[t] ? "fork" : "", owner.isMasked(t) ? "masked" : "", owner.isClipped(t) ? "clipped" : ""].join(" ").trim();
       span.textContent = piece;
       parts.push(span);
     }
@@ -162,10 +163,23 @@ export class TokenText {
 
   colourOf(t) {
     const name = binName(this.mode, valueOf(this.columns, this.mode, t));
-    return name && this.isMasked(t) ? `faded-${name}` : name;
+    return name && this.mode !== "difference" && this.isMasked(t) ? `faded-${name}` : name;
   }
 
-  isMasked(t) { return Boolean(this.columns.flags?.[t] & (MASKED | UNGRADED)); }
+  /** What the objective in view did to token t: the run's own, or the one of What if. */
+  kindOf(t) {
+    const { columns, mode } = this;
+    if (mode === "whatif") return columns.whatif_kind?.[t];
+    if (mode !== "difference") return columns.own_kind?.[t];
+    return columns.whatif_kind?.[t] === columns.own_kind?.[t] ? undefined : columns.whatif_kind?.[t];
+  }
+
+  isMasked(t) {
+    if (this.mode === "whatif" || this.mode === "difference") return this.kindOf(t) === KIND_MASKED;
+    return Boolean(this.columns.flags?.[t] & (MASKED | UNGRADED));
+  }
+
+  isClipped(t) { return SIGNED.has(this.mode) && this.kindOf(t) === KIND_CLIPPED; }
 
   recolour(mode) {
     this.mode = mode;

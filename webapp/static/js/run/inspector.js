@@ -21,8 +21,12 @@ export function facts(text, t, vocabulary) {
   if (logprob !== undefined && !Number.isNaN(logprob)) rows.push(["Log-prob", signed(logprob)], ["Probability", percent(Math.exp(logprob))]);
   const engine = at("engine_logprob");
   if (Math.abs(engine - logprob) > 1e-3) rows.push(["Sampler’s log-prob", `${signed(engine)} (differs by ${number(Math.abs(engine - logprob))})`]);
-  if (at("weight") !== undefined) rows.push(["Objective weight", signed(at("weight"))]);
+  if (at("weight") !== undefined) rows.push(["Objective weight", withKind(signed(at("weight")), at("own_kind"))]);
   if (at("entropy_weight") !== undefined) rows.push(["Entropy weight", signed(at("entropy_weight"))]);
+  if (at("whatif") !== undefined) {
+    rows.push([`What if: ${columns.whatif_title}`, withKind(signed(at("whatif")), at("whatif_kind"))], ["Difference", signed(at("difference"))]);
+    if (at("whatif_entropy") || at("entropy_weight")) rows.push(["Its entropy weight", signed(at("whatif_entropy"))]);
+  }
   const flags = FLAGS.filter(([bit]) => at("flags") & bit).map(([, name]) => name);
   if (text.forks?.[t]) flags.push("top 20 % by entropy");
   if (flags.length) rows.push(["Flags", flags.join(", ")]);
@@ -30,6 +34,9 @@ export function facts(text, t, vocabulary) {
   if (parts > 1) rows.push(["Shared", `this text is made of ${parts} tokens`]);
   return rows;
 }
+
+const KINDS = ["no gradient", "pushed up", "pulled down", "masked", "clipped"]; // of trainer/whatif/effect.py
+const withKind = (text, kind) => (kind === undefined ? text : `${text} · ${KINDS[kind]}`);
 
 const percent = (share) => (share >= 0.9995 ? "> 99.9 %" : share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
 

@@ -3,13 +3,13 @@
 import { el } from "./dom.js";
 import { number } from "./format.js";
 import { histogram } from "./heatmap.js";
-import { BINS, LIMITS, TITLES, edges } from "./scale.js";
+import { BINS, LIMITS, SIGNED, TITLES, edges } from "./scale.js";
 
 /** Fill `element` for `mode`, with the histogram of `texts` ({columns, count}). */
 export function legend(element, mode, texts = []) {
   element.hidden = mode === "none";
   if (element.hidden) return;
-  element.replaceChildren(mode === "weight" ? diverging() : sequential(mode, texts));
+  element.replaceChildren(SIGNED.has(mode) ? diverging(mode) : sequential(mode, texts));
 }
 
 function sequential(mode, texts) {
@@ -29,11 +29,15 @@ function sequential(mode, texts) {
     el("div", {}, el("div.legend-bins", {}, ...swatches), el("div.legend-marks", {}, ...marks, el("span", {}, `≥ ${LIMITS[mode]} nats${beyond}`))));
 }
 
-function diverging() {
+const ENDS = { weight: ["pulled down", "pushed up"], whatif: ["pulled down", "pushed up"], difference: ["less than this run", "more"] };
+const HEADS = { weight: "Weight −∂L/∂log p", whatif: "What-if weight", difference: "What if − this run" };
+
+function diverging(mode) {
   const down = Array.from({ length: 8 }, (_, at) => el("span.legend-bin", {}, el(`b.down${8 - at}`)));
   const up = Array.from({ length: 8 }, (_, at) => el("span.legend-bin", {}, el(`b.up${at + 1}`)));
-  const marks = [`≤ −${LIMITS.weight}`, "0 exactly", `≥ +${LIMITS.weight}`];
-  return el("div.legend", { role: "img", "aria-label": `Objective weight from minus ${LIMITS.weight} to ${LIMITS.weight}, plain at exactly 0` },
-    el("span.legend-title", {}, "Weight −∂L/∂log p"),
-    el("div", {}, el("div.legend-bins", {}, ...down, el("span.legend-bin", {}, el("b")), ...up), el("div.legend-marks", {}, ...marks.map((mark) => el("span", {}, mark)))));
+  const marks = [`≤ −${LIMITS[mode]}`, ENDS[mode][0], "0", ENDS[mode][1], `≥ +${LIMITS[mode]}`];
+  return el("div.legend", { role: "img", "aria-label": `${TITLES[mode]} from minus ${LIMITS[mode]} to ${LIMITS[mode]}, plain at exactly 0` },
+    el("span.legend-title", {}, HEADS[mode]),
+    el("div", {}, el("div.legend-bins", {}, ...down, el("span.legend-bin", {}, el("b")), ...up), el("div.legend-marks", {}, ...marks.map((mark) => el("span", {}, mark)))),
+    el("span.kind-key", {}, el("span.masked", {}, "masked"), el("span.clipped", {}, "clipped")));
 }

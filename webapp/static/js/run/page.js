@@ -9,6 +9,7 @@ import { Reader } from "./rollouts.js";
 import { RunLive } from "./run_live.js";
 import { Steering } from "./steer.js";
 import { Tabs } from "./tabs.js";
+import { WhatIf } from "./whatif.js";
 
 const data = JSON.parse(document.getElementById("run-data").textContent);
 const root = document.querySelector("[data-run-live]");
@@ -21,6 +22,7 @@ new AllMetrics(find("all-metrics"), overview, data.names, data.panels.flatMap((p
 new LiveRollouts(find("live"), reader.mode);
 new Steering(root);
 new Log(find("log"), data.urls.log);
+new WhatIf(find("reader"), reader, data.urls.whatif);
 const tabs = new Tabs(find("tabs"));
 reader.start();
 

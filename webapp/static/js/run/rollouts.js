@@ -165,6 +165,7 @@ export class Reader {
       if (turn !== this.turn) return; // another step was chosen meanwhile
       this.bundle = bundle;
       this.render();
+      this.root.dispatchEvent(new CustomEvent("reader:shown", { detail: { ...one, bundle } }));
     } catch (error) {
       if (turn === this.turn) this.say(error.message);
     } finally {
@@ -280,7 +281,27 @@ export class Reader {
     document.dispatchEvent(new CustomEvent("run:colour", { detail: mode }));
   }
 
-  cycleMode(by = 1) { this.setMode(MODES[(MODES.indexOf(this.mode) + by + MODES.length) % MODES.length]); }
+  cycleMode(by = 1) {
+    const modes = MODES.filter((mode) => !this.optionOf(mode).disabled);
+    this.setMode(modes[(modes.indexOf(this.mode) + by + modes.length) % modes.length]);
+  }
+
+  optionOf(mode) { return this.part("colour").querySelector(`[value="${mode}"]`); }
+
+  /** Offer the colours of What if, or take them away. */
+  allow(modes) {
+    for (const mode of ["whatif", "difference"]) {
+      const option = this.optionOf(mode);
+      option.hidden = option.disabled = !modes.includes(mode);
+    }
+  }
+
+  /** Colour again: the columns changed. */
+  repaint() {
+    this.cards.forEach(({ text }) => text.recolour(this.mode));
+    const { pinned } = this.inspector;
+    if (pinned) this.inspector.pin(pinned.text, pinned.token);
+  }
 
   focus(at) {
     if (at >= this.cards.length) this.more();

@@ -4,10 +4,11 @@
 // Diverging (objective weight): 8 bins each way around an exact 0, edge b = limit * (b / 8)^2.
 
 export const BINS = 16;
-export const LIMITS = { entropy: 3, surprisal: 6, weight: 3 };
-export const MODES = ["entropy", "surprisal", "weight", "none"];
+export const LIMITS = { entropy: 3, surprisal: 6, weight: 3, whatif: 3, difference: 3 };
+export const MODES = ["entropy", "surprisal", "weight", "whatif", "difference", "none"];
+export const SIGNED = new Set(["weight", "whatif", "difference"]);
 export const TITLES = {
-  entropy: "Entropy", surprisal: "Surprisal (−log p)", weight: "Objective weight", none: "No colour",
+  entropy: "Entropy", surprisal: "Surprisal (−log p)", weight: "Objective weight", whatif: "What-if weight", difference: "What if minus this run", none: "No colour",
 };
 
 const RAMPS = {
@@ -31,8 +32,8 @@ export function divergingBin(value, limit) {
 
 /** Name of the highlight of a token under `mode`, or "" for plain text. */
 export function binName(mode, value) {
-  if (mode === "weight") {
-    const bin = divergingBin(value, LIMITS.weight);
+  if (SIGNED.has(mode)) {
+    const bin = divergingBin(value, LIMITS[mode]);
     return bin === 0 ? "" : bin > 0 ? `up${bin}` : `down${-bin}`;
   }
   if (mode === "none") return "";
