@@ -70,6 +70,8 @@ def sweep_of(request: Request) -> Shown | None:
     lasted = Coalesce(F("ended_at"), Now()) - F("started_at")
     found = Run.objects.select_related("owner").annotate(lasted=lasted).in_bulk(order[:MAX_MEMBERS])
     kept = [found[run.pk] for row in rows for run in row.runs if run is not None and run.pk in found]
+    for run in kept:  # the page has the sweep's name above
+        run.name = run.name.removeprefix(f"{sweep.name} · ")
     return Shown(sweep, rows, kept, len(order))
 
 
@@ -82,7 +84,8 @@ def compare(request: Request) -> HttpResponse:
     names = metrics(runs)
     ids = [run.pk for run in runs]
     columns = [(run, colour[run.pk], _without(ids, run.pk)) for run in runs]
-    rows = differences(runs) if len(runs) > 1 else []
+    # Names of a sweep's runs differ by what the other rows say.
+    rows = [row for row in differences(runs) if not (shown and row.key == "name")] if len(runs) > 1 else []
     context = {
         "columns": columns,
         "differences": rows,

@@ -117,6 +117,7 @@ def table(request: Request, wanted: RunFilter) -> dict[str, Any]:
             for name in ("all", *GROUPS)
         ],
         "total": total,
+        "runs_total": counts.get(wanted.state or "all", total),
         "page": page,
         "pages": pages,
         "first": first + 1,

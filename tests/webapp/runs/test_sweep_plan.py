@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import RunConfig, load
@@ -42,6 +42,7 @@ def test_what_is_no_list_of_seeds_is_told(text, said):
         read_seeds(text)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 40), unique=True, max_size=20))
 def test_seeds_are_read_as_they_are_written(seeds):
     assert read_seeds(write_seeds(tuple(seeds))) == tuple(seeds)
@@ -94,10 +95,10 @@ def test_parts_are_named_by_their_type_and_vary():
 
 
 def test_an_objective_without_the_setting_runs_once_for_each_seed_and_it_is_said():
-    found = planned(presets=("entropy-target",), seeds="0,1", objective__parts__entropy_target__target="0.3, 0.6")
+    found = planned(presets=("entropy-bonus",), seeds="0,1", objective__parts__entropy_bonus__coefficient="0.3, 0.6")
     by_objective = [m.coordinates.objective for m in found.members]
-    assert (by_objective.count("grpo"), by_objective.count("entropy-target")) == (2, 4)
-    assert "GRPO has no objective.parts.entropy_target.target" in found.notes[0]
+    assert (by_objective.count("grpo"), by_objective.count("entropy-bonus")) == (2, 4)
+    assert "GRPO has no objective.parts.entropy_bonus.coefficient" in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def groups(wanted: RunFilter, runs: RunQuerySet, page: Sequence[Run]) -> dict[st
             runs=Count("id"),
             steps=Sum("step"),
             total_steps=Sum("total_steps"),
-            **{f"in_{state}": Count("id", filter=Q(state=state)) for state in State},
+            **{f"in_{state}": Count("id", filter=Q(state=state)) for state in State.values},
             **{f"reward_{name}": kind(latest(REWARD)) for name, kind in SPAN.items()},
             **{f"entropy_{name}": kind(latest(ENTROPY)) for name, kind in SPAN.items()},
             objectives=ArrayAgg("objective", distinct=True),
@@ -73,7 +73,7 @@ SPAN = {"mean": Avg, "low": Min, "high": Max}
 
 
 def _group(row: dict, totals: dict[str, int]) -> Group:
-    done = progress({state: row[f"in_{state}"] for state in State}, row["steps"], row["total_steps"])
+    done = progress({state: row[f"in_{state}"] for state in State.values}, row["steps"], row["total_steps"])
     return Group(
         progress=done,
         runs=row["runs"],

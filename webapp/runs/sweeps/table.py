@@ -10,8 +10,8 @@ from functools import cached_property
 from pydantic import ValidationError
 
 from webapp.runs.data import EVALUATION
-from webapp.runs.filters import ENTROPY, GROUPS, REWARD, latest
-from webapp.runs.models import Run, Sweep
+from webapp.runs.filters import ENTROPY, REWARD, latest
+from webapp.runs.models import ALIVE, Run, State, Sweep
 from webapp.runs.sweeps.axes import Axes, Coordinates, short_names, write_seeds
 
 COLOURS, DASHES = 8, 4
@@ -20,6 +20,16 @@ COLUMNS = (
     "id", "name", "state", "sweep_id", "member", "step", "total_steps", "summary", "failure", "waiting_reason",
     "heartbeat_at", "started_at", "ended_at", "created_at", "archived_at", "disk_bytes",
 )  # fmt: skip
+# The words of a progress bar, what is done first.
+WORDS: dict[str, tuple[str, ...]] = {
+    "finished": (State.FINISHED,),
+    "running": ALIVE,
+    "queued": (State.QUEUED,),
+    "failed": (State.FAILED,),
+    "interrupted": (State.INTERRUPTED,),
+    "stopped": (State.STOPPED,),
+    "draft": (State.DRAFT,),
+}
 NAMES = {REWARD: "Reward", ENTROPY: "Entropy"}
 
 
@@ -106,9 +116,8 @@ class Progress:
 
 
 def progress(states: dict[str, int], step: int, total_steps: int) -> Progress:
-    """Return the progress of runs counted by state, in the order of a run's life backwards: done first."""
-    words = ("finished", "running", "queued", "failed", "stopped", "draft")
-    counts = [(word, sum(states.get(state, 0) for state in GROUPS[word])) for word in words]
+    """Return the progress of runs counted by state, in the order of `WORDS`."""
+    counts = [(word, sum(states.get(state, 0) for state in of)) for word, of in WORDS.items()]
     return Progress([(word, count) for word, count in counts if count], step, total_steps)
 
 
@@ -182,8 +191,8 @@ def described(axes: Axes) -> list[str]:
 def _metrics(rows: Iterable[Row]) -> list[str]:
     """Return reward, entropy and one figure of the evaluation, if there is one: what a league is read by."""
     known = {name for row in rows for run in row.runs if run is not None for name in run.summary}
-    evaluations = sorted((name for name in known if name.startswith(f"{EVALUATION}pass@")), key=len, reverse=True)
-    return [REWARD, ENTROPY, *evaluations[:1]]
+    passes = {int(k): name for name in known if (k := name.removeprefix(f"{EVALUATION}pass@")).isdecimal()}
+    return [REWARD, ENTROPY, *([passes[max(passes)]] if passes else [])]
 
 
 def _mark_best(result: Table) -> None:

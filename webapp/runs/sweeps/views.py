@@ -54,7 +54,7 @@ def detail(request: Request, sweep_id: str) -> HttpResponse:
 def live_context(request: Request, sweep: Sweep) -> dict[str, Any]:
     runs = members([sweep.pk])
     progress = progress_of(runs)
-    waiting = {run.waiting_reason for run in runs if run.state == State.QUEUED and run.waiting_reason}
+    queued = [run.waiting_reason for run in runs if run.state == State.QUEUED and run.waiting_reason]
     return {
         "sweep": sweep,
         "table": table(sweep, runs),
@@ -62,7 +62,8 @@ def live_context(request: Request, sweep: Sweep) -> dict[str, Any]:
         "progress": progress,
         "described": described(Axes.model_validate(sweep.axes)),
         "failed": [run for run in runs if run.state in services.RERUN],
-        "waiting": sorted(waiting)[:1],
+        # While some run, the others just wait for their turn.
+        "waiting": [] if progress.count("running") else queued[:1],
         "drafts": progress.count("draft"),
         "archived": bool(runs) and all(run.archived_at for run in runs),
         "started": any(run.started_at for run in runs),

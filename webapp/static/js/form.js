@@ -101,6 +101,25 @@ form.addEventListener("change", (event) => {
   pick.dispatchEvent(new Event("input", { bubbles: true }));
 });
 
+// Many objectives are searched in place; the chosen one stays in sight.
+const pickList = form.querySelector("[data-pick-list]");
+const chosenPick = () => pickList.querySelector("input:checked")?.closest(".pick");
+const showChosenPick = () => (pickList.scrollTop = (chosenPick()?.offsetTop ?? 0) - pickList.offsetTop - 8);
+
+function searchPicks(text) {
+  const words = text.trim().toLowerCase().split(/\s+/);
+  const picks = [...pickList.querySelectorAll("[data-pick-words]")];
+  for (const pick of picks) pick.hidden = pick !== chosenPick() && !words.every((word) => pick.dataset.pickWords.includes(word));
+  form.querySelector("[data-pick-none]").hidden = picks.some((pick) => !pick.hidden && pick !== chosenPick()) || text.trim() === "";
+  if (text.trim() === "") showChosenPick();
+}
+
+form.querySelector("[data-pick-search]").addEventListener("input", (event) => {
+  event.stopPropagation();
+  searchPicks(event.target.value);
+});
+form.querySelector("[data-pick-search]").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
+
 // Launching tries model, data and reward first, which takes seconds.
 form.addEventListener("submit", (event) => {
   if (event.submitter?.value !== "launch") return;
@@ -115,3 +134,4 @@ window.addEventListener("pageshow", () => {
 
 document.addEventListener("htmx:after:swap", refresh);
 refresh();
+showChosenPick();
