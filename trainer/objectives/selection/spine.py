@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.objectives.base import Domain, Preset, Regulariser, Statistic, Step, paper, statistic
-from trainer.objectives.reductions import completion_quantile, counts_of, step_mean
+from trainer.objectives.reductions import completion_quantile, completion_rank, counts_of, step_mean
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
@@ -47,8 +47,10 @@ class EntropyBand(Regulariser):
 
     def regularise(self, batch: TokenBatch, step: Step) -> Tensor:
         entropy, counts = statistic(batch, "entropy", self), counts_of(batch)
+        level = entropy.detach()
+        rank = completion_rank(level, batch)
         floor, ceiling = (
-            batch.per_token(completion_quantile(entropy.detach(), batch, q)) for q in (self.low, self.high)
+            batch.per_token(completion_quantile(level, batch, q, rank=rank)) for q in (self.low, self.high)
         )
         above, below = (entropy - ceiling).relu(), (floor - entropy).relu()  # no slope on the edge itself
         return step_mean(step.knobs["band_price_high"] * above + step.knobs["band_price_low"] * below, counts)
