@@ -85,6 +85,13 @@ def test_the_drop_is_decided_once_per_rollout_batch() -> None:
     assert machine.apply(moved, now).mask.tolist() == [0, 1, 1, 1]
 
 
+def test_the_drop_reads_the_policy_that_sampled() -> None:
+    batch = signals([-3, 1, 1, 1], [-1, -1, -1, -1])
+    later = {"logprob": batch.logprob.flip(0) - 1, "entropy": torch.zeros(4, dtype=DOUBLE)}
+    batch = batch.replace(old_logprob=batch.logprob, old_entropy=batch.entropy, **later)
+    assert run(objective("clip-b", {"type": "clip_b", "threshold": 1.5}), batch).mask.tolist() == [0, 1, 1, 1]
+
+
 def exact(values: list[float], advantage: list[float]) -> TokenBatch:
     """Return four tokens with these N - S, by S = 0."""
     batch = signals([0, 0, 0, 0], advantage)

@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, paper
-from trainer.objectives.entropy_change.first_order import (
-    CHANGE_NEEDS,
-    DISCRIMINATOR_NEEDS,
-    baseline,
-    discriminator,
-)
+from trainer.objectives.entropy_change.first_order import at_start, baseline, discriminator
 from trainer.objectives.reductions import counts_of, step_mean, step_std
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
@@ -44,14 +39,14 @@ class ClipB(_EntropyClip):
 
     title: ClassVar[str] = "Clip_B"
     formula: ClassVar[str] = r"\text{drop } t \text{ iff } A_t < 0 \text{ and } S_t - \bar S < -\mu\,\sigma(S)"
-    needs: ClassVar[frozenset[Statistic]] = DISCRIMINATOR_NEEDS
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob", "old_entropy"})
     type: Literal["clip_b"] = "clip_b"
     threshold: float = setting(
         2.5, help="Standard deviations below the mean from which a token is dropped.", ge=0, le=1000
     )
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:
-        counts, signal = counts_of(batch), discriminator(batch)
+        counts, signal = counts_of(batch), discriminator(at_start(batch))
         mean, spread = step_mean(signal, counts), step_std(signal, counts, unbiased=False)
         step.metrics["objective/discriminator_mean"] = float(mean)
         step.metrics["objective/discriminator_std"] = float(spread)
@@ -69,14 +64,15 @@ class ClipV(_EntropyClip):
 
     title: ClassVar[str] = "Clip_V"
     formula: ClassVar[str] = r"\text{drop } t \text{ iff } A_t \le 0 \text{ and } N_t - S_t > \mu\,\sigma(N - S)"
-    needs: ClassVar[frozenset[Statistic]] = CHANGE_NEEDS
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob", "old_entropy", "sum_p2", "sum_p2_logp"})
     type: Literal["clip_v"] = "clip_v"
     threshold: float = setting(8.5, help="Standard deviations from which a token is dropped.", ge=0, le=1000)
     most: float = setting(1e-4, help="Largest share of the step's tokens that is dropped.", gt=0, le=1)
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:
         counts, advantage = counts_of(batch), batch.need("advantage")
-        signal = baseline(batch) - discriminator(batch)
+        started = at_start(batch)
+        signal = baseline(started) - discriminator(started)
         spread = step_std(signal, counts, unbiased=False)
         step.metrics["objective/entropy_change_std"] = float(spread)
         found = counts & (advantage <= 0) & (signal > self.threshold * spread)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from trainer.batch import TokenBatch
 
-DISCRIMINATOR_NEEDS: frozenset[Statistic] = frozenset({"entropy"})
 CHANGE_NEEDS: frozenset[Statistic] = frozenset({"entropy", "sum_p2", "sum_p2_logp"})
 
 
@@ -46,6 +45,15 @@ def change(batch: TokenBatch, coefficient: Tensor) -> Tensor:
     `Outcome.weight` in general. Raises ConfigError where the batch lacks entropy, sum_p2 or sum_p2_logp.
     """
     return -coefficient.detach() * (discriminator(batch) - baseline(batch))
+
+
+def at_start(batch: TokenBatch) -> TokenBatch:
+    """Return the batch with the step-start policy's log-prob and entropy in the place of the current ones.
+
+    For what is decided once per rollout batch, before the policy moves: the moments are that policy's then.
+    """
+    logprob = batch.logprob if batch.old_logprob is None else batch.old_logprob
+    return batch.replace(logprob=logprob, entropy=batch.entropy if batch.old_entropy is None else batch.old_entropy)
 
 
 def _present(batch: TokenBatch, name: str) -> Tensor:
