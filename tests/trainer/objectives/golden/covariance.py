@@ -34,7 +34,8 @@ def clip_cov(recording: Recording) -> Iterator[Comparison]:
 @case("kl_cov", "kl_cov_original")
 def kl_cov(recording: Recording) -> Iterator[Comparison]:
     given = recording.settings
-    count = {"percent": given["k_percent"]} if "k_percent" in given else {"share": given["kl_cov_ratio"]}
+    percent = named(given, "k_percent", "kl_cov_percent", "percent")
+    count = {"share": named(given, "kl_cov_ratio", otherwise=2e-3)} if percent is None else {"percent": percent}
     part = {"type": "kl_cov", **count, "coefficient": named(given, "ppo_kl_coef", otherwise=1.0)}
     found = evaluate({"preset": "kl-cov", "parts": [part, aggregation(recording)]}, recording.inputs)
     yield from policy(recording, found)

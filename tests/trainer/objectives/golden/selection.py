@@ -38,8 +38,8 @@ def silent(inputs: dict[str, Any], like: str) -> dict[str, Any]:
 def high_entropy_mask(recording: Recording) -> Iterator[Comparison]:
     given, recorded = recording.settings, recording.outputs
     quantile = named(given, "threshold_quantile", "quantile")
-    share = named(given, "top_ratio", "ratio", "rho", "k_percent", "entropy_top_ratio", "top_k_ratio", otherwise=0.2)
-    share = share if quantile is None else 1 - quantile
+    known = [v for name, v in given.items() if "clip" not in name and isinstance(v, float) and 0 < v < 1]
+    share = 1 - quantile if quantile is not None else next(iter(known), 0.2)
     counted = "lpreg" in recording.name
     parts = [{"type": "top_entropy", "share": share}]
     if counted:  # with the loss of that code
@@ -180,9 +180,15 @@ def epo(recording: Recording) -> Iterator[Comparison]:
 @case("epo__epoch_weight")
 def epo_weight(recording: Recording) -> Iterator[Comparison]:
     horizon = named(recording.settings, "K", "horizon", "total_epochs", "max_epoch", "total_epoch", otherwise=150)
-    steps = named(recording.inputs, "epochs", "epoch", "steps", "step", "k")
-    recorded = named(recording.outputs, "weights", "weight", "epoch_weight", "epoch_weights")
-    yield same("weight", [phase_weight(step, horizon) for step in steps], recorded, recording.tolerance)
+    both = {**recording.inputs, **recording.outputs}
+    steps = named(both, "epochs", "epoch", "steps", "step", "k", "current_epoch")
+    recorded = named(both, "weights", "weight", "epoch_weight", "epoch_weights", "w")
+    if steps is None:  # a table of step: weight
+        steps, recorded = zip(*((int(name), value) for name, value in recording.outputs.items()), strict=True)
+    found = (
+        [phase_weight(step, horizon) for step in steps] if not isinstance(steps, int) else phase_weight(steps, horizon)
+    )
+    yield same("weight", found, recorded, recording.tolerance)
 
 
 @case("light_if")
