@@ -29,7 +29,7 @@ class CovarianceWeight(TokenWeight):
     title: ClassVar[str] = "Covariance weight"
     paper: ClassVar[str] = "2605.11538"
     formula: ClassVar[str] = (
-        r"w_t = e^{-c_t^2 / 2\sigma^2},\quad c_t = (\ell_t - \bar\ell)(A_i - \bar A),\quad"
+        r"w_t = e^{-c_t^2 / 2\sigma^2},\quad c_t = (\ell_t - \bar\ell)(A_i - \bar A),\quad "
         r"\tilde A_t = \frac{N w_t}{\sum_s w_s} A_i"
     )
     domain: ClassVar[Domain] = "step"

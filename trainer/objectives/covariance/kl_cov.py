@@ -28,7 +28,7 @@ class KLCov(TokenPenalty):
     title: ClassVar[str] = "KL-Cov"
     paper: ClassVar[str] = "2505.22617"
     formula: ClassVar[str] = (
-        r"x_t = -A_t r_t + \kappa\, \mathbb 1[t \in \operatorname{top}_k c]\, |\ell_t - \ell^{\text{old}}_t|,\quad"
+        r"x_t = -A_t r_t + \kappa\, \mathbb 1[t \in \operatorname{top}_k c]\, |\ell_t - \ell^{\text{old}}_t|,\quad "
         r"c_t = (A_t - \bar A)(\ell_t - \bar\ell)"
     )
     domain: ClassVar[Domain] = "step"

@@ -62,7 +62,7 @@ class ReplayAdvantage(SampleFilter):
     title: ClassVar[str] = "Replay advantage"
     paper: ClassVar[str] = "2509.22601"
     formula: ClassVar[str] = (
-        r"A_i = \frac{R_i - P_{50}(\text{group means})}{P_{50}(\text{group stds}) + \epsilon},\quad"
+        r"A_i = \frac{R_i - P_{50}(\text{group means})}{P_{50}(\text{group stds}) + \epsilon},\quad "
         r"\text{keep } A_i > 0"
     )
     domain: ClassVar[Domain] = "history"

@@ -33,7 +33,7 @@ class Steer(TokenWeight):
     title: ClassVar[str] = "Entropy-change weight"
     paper: ClassVar[str] = "2510.10150"
     formula: ClassVar[str] = (
-        r"\Omega_t = \left|\tfrac{A_t}{p^{\text{old}}_t} p_t (1-p_t)(\log p_t + H_t)\right|,\quad"
+        r"\Omega_t = \left|\tfrac{A_t}{p^{\text{old}}_t} p_t (1-p_t)(\log p_t + H_t)\right|,\quad "
         r"w_t = w_{\max} - \frac{\Omega_t - \Omega_{\min}}{\Omega_{\max} - \Omega_{\min}}(w_{\max} - w_{\min})"
     )
     domain: ClassVar[Domain] = "step"
@@ -112,7 +112,7 @@ PRESETS = (
         summary="STEER with weights that fall exponentially with the entropy change, from 1 down to 0.8: nothing is "
         "amplified, and the tokens that would move entropy most are held back.",
         when="As STEER, where no token should weigh more than in plain GRPO.",
-        formula=r"w_t = \operatorname{clip}(e^{-k\Omega_t}, w_{\min}, 1),\quad"
+        formula=r"w_t = \operatorname{clip}(e^{-k\Omega_t}, w_{\min}, 1),\quad "
         r"k = -\ln w_{\min} / \max(\Omega_{\max}, 0.02)",
         reference=REFERENCE,
         confidence="code",

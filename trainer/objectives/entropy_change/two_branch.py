@@ -84,7 +84,7 @@ class EntropyPolarity(TokenWeight):
     title: ClassVar[str] = "Entropy polarity"
     paper: ClassVar[str] = "2605.11775"
     formula: ClassVar[str] = (
-        r"P_t = -A_t (S_t - N_t),\quad w_t = 1 + \kappa u_k \operatorname{sign}(P_t),\quad"
+        r"P_t = -A_t (S_t - N_t),\quad w_t = 1 + \kappa u_k \operatorname{sign}(P_t),\quad "
         r"u_k = \operatorname{clip}\left(\frac{H^*_k - \operatorname{EMA}(H)}{\delta}, -1, 1\right)"
     )
     domain: ClassVar[Domain] = "step"

@@ -28,7 +28,7 @@ class AttentionWeight(TokenShaper):
     title: ClassVar[str] = "Attention-entropy weight"
     paper: ClassVar[str] = "2605.07660"
     formula: ClassVar[str] = (
-        r"w_t = 1 + \lambda_k u_t,\quad u_t = 2\,\frac{\operatorname{rank}(H^{\text{att}}_t)}{T_i - 1} - 1,\quad"
+        r"w_t = 1 + \lambda_k u_t,\quad u_t = 2\,\frac{\operatorname{rank}(H^{\text{att}}_t)}{T_i - 1} - 1,\quad "
         r"\lambda_k : -\lambda_0 \to \lambda_0"
     )
     domain: ClassVar[Domain] = "completion"

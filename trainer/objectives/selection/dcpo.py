@@ -37,7 +37,7 @@ class TemperedAdvantage(TokenShaper):
 
     title: ClassVar[str] = "Tempered advantage"
     formula: ClassVar[str] = (
-        r"A'_t = (1-\alpha) A_t + \alpha\, b_i\, \frac{\pi^{(T)}_{\text{old}}(y_t)}{\pi_{\text{old}}(y_t)},\quad"
+        r"A'_t = (1-\alpha) A_t + \alpha\, b_i\, \frac{\pi^{(T)}_{\text{old}}(y_t)}{\pi_{\text{old}}(y_t)},\quad "
         r"\frac{\alpha}{1-\alpha} = \frac{\min(|H^* - H|, 0.1)}{\operatorname{mean}_i b_i},\quad b_i = \mathbb 1[R_i > "
         "0.05]"
     )

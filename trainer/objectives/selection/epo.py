@@ -44,7 +44,7 @@ class EntropySmoothing(Regulariser):
     title: ClassVar[str] = "Entropy smoothing"
     paper: ClassVar[str] = "2509.22576"
     formula: ClassVar[str] = (
-        r"L = L_{\text{policy}} - c\left(\bar H - \lambda\, b_k \bar P\right),\quad"
+        r"L = L_{\text{policy}} - c\left(\bar H - \lambda\, b_k \bar P\right),\quad "
         r"P_t = a\left([H_t - \kappa_r \bar h_s]_+ + [\kappa_l \bar h_s - H_t]_+\right)"
     )
     domain: ClassVar[Domain] = "history"

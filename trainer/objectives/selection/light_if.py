@@ -27,7 +27,7 @@ class CovarianceBonus(Regulariser):
     title: ClassVar[str] = "Covariance-weighted entropy bonus"
     paper: ClassVar[str] = "2508.03178"
     formula: ClassVar[str] = (
-        r"L = L_{\text{policy}} - \frac{c}{n} \sum_t w_t H_t,\quad"
+        r"L = L_{\text{policy}} - \frac{c}{n} \sum_t w_t H_t,\quad "
         r"w_t = \min\left(T_i \operatorname{softmax}_t\left(\tfrac{(A_t - \bar A)(\ell_t - \bar\ell)}{\tau}\right), "
         r"100\right)"
     )

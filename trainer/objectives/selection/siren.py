@@ -39,7 +39,7 @@ class PeakEntropy(Regulariser):
     title: ClassVar[str] = "Anchored peak entropy"
     paper: ClassVar[str] = "2509.25133"
     formula: ClassVar[str] = (
-        r"L = L_{\text{policy}} + c\,(\bar H - H_{\text{anchor}})^2,\quad"
+        r"L = L_{\text{policy}} + c\,(\bar H - H_{\text{anchor}})^2,\quad "
         r"\bar H = \operatorname{mean}_i \operatorname{mean}_{t:\, H^{p}_t > q_{0.8}(H^{p}_i)} H^{p}_t"
     )
     domain: ClassVar[Domain] = "history"

@@ -28,7 +28,7 @@ class TokenRouting(Blend):
     title: ClassVar[str] = "Token routing"
     paper: ClassVar[str] = "2605.10194"
     formula: ClassVar[str] = (
-        r"x_t = \beta_k\, \mathrm{KL}(\pi_T \Vert \pi_\theta)_t \text{ in key spans},\quad"
+        r"x_t = \beta_k\, \mathrm{KL}(\pi_T \Vert \pi_\theta)_t \text{ in key spans},\quad "
         r"x_t = x^{\text{GRPO}}_t \text{ elsewhere},\quad \beta_k \to 0"
     )
     type: Literal["token_routing"] = "token_routing"

@@ -54,7 +54,7 @@ class EntropyKeptClip(RatioSurrogate):
     title: ClassVar[str] = "Entropy-kept upper clip"
     paper: ClassVar[str] = "2510.14545"
     formula: ClassVar[str] = (
-        r"x_t = \max\bigl(-A_t r_t, -A_t \operatorname{clip}(r_t, 1-\epsilon_-, (1+\epsilon_+) u_t)\bigr),\quad"
+        r"x_t = \max\bigl(-A_t r_t, -A_t \operatorname{clip}(r_t, 1-\epsilon_-, (1+\epsilon_+) u_t)\bigr),\quad "
         r" u_t = \frac{r_t}{\operatorname{sg}(r_t)}\ \text{if}\ z(H_t) > 0,\ \text{else}\ 1"
     )
     domain: ClassVar[Domain] = "step"

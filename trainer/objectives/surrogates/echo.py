@@ -52,7 +52,7 @@ class EchoAdvantage(TokenShaper):
     title: ClassVar[str] = "Entropy-confidence advantage"
     paper: ClassVar[str] = "2602.02150"
     formula: ClassVar[str] = (
-        r"S_t = \operatorname{clip}\bigl(\alpha\,z(H_t) + \beta\,z(1-C_t), \pm s_{\max}\bigr),\quad"
+        r"S_t = \operatorname{clip}\bigl(\alpha\,z(H_t) + \beta\,z(1-C_t), \pm s_{\max}\bigr),\quad "
         r" A_t \to A_t (1 + c_1 S_t) + c_2 (S_t - \bar S_g)"
     )
     domain: ClassVar[Domain] = "step"

@@ -28,7 +28,7 @@ class GSPO(RatioSurrogate):
     title: ClassVar[str] = "Sequence ratio"
     paper: ClassVar[str] = "2507.18071"
     formula: ClassVar[str] = (
-        r"s_i = \Bigl(\tfrac{\pi(o_i)}{\pi_{\mathrm{old}}(o_i)}\Bigr)^{1/|o_i|},\quad"
+        r"s_i = \Bigl(\tfrac{\pi(o_i)}{\pi_{\mathrm{old}}(o_i)}\Bigr)^{1/|o_i|},\quad "
         r" x_t = \max\bigl(-A_t s_i, -A_t \operatorname{clip}(s_i, 1-\epsilon_-, 1+\epsilon_+)\bigr)"
     )
     domain: ClassVar[Domain] = "completion"

@@ -67,7 +67,7 @@ class TokenPooledNorm(Normaliser):
     title: ClassVar[str] = "Token-pooled group advantage"
     paper: ClassVar[str] = "2509.16591"
     formula: ClassVar[str] = (
-        r"A_i = \frac{r_i - \mu_g}{\sigma_g + 10^{-6}},\quad"
+        r"A_i = \frac{r_i - \mu_g}{\sigma_g + 10^{-6}},\quad "
         r" \mu_g = \frac{\sum_{i\in g} |o_i| r_i}{\sum_{i\in g} |o_i|}"
     )
     type: Literal["token_pooled_norm"] = "token_pooled_norm"
@@ -98,7 +98,7 @@ class HAPOClip(ClipRange):
     title: ClassVar[str] = "Entropy-adapted clip"
     paper: ClassVar[str] = "2509.16591"
     formula: ClassVar[str] = (
-        r"\epsilon_- \to \epsilon_- (1 - \alpha h_t)\ \text{if}\ h_t \le 0;\quad"
+        r"\epsilon_- \to \epsilon_- (1 - \alpha h_t)\ \text{if}\ h_t \le 0;\quad "
         r" \epsilon_+ \to \epsilon_+ (1 + \alpha h_t)\ \text{if}\ h_t > 0"
     )
     domain: ClassVar[Domain] = "step"
@@ -153,7 +153,7 @@ PRESETS = (
         "it: completions are sampled at one temperature.",
         when="Long answers with several minibatches per step. The authors also drop groups of equal rewards: add "
         "zero_variance_filter.",
-        formula=r"h_t = \frac{\log H_t - Q_{0.8}}{\max |\log H - Q_{0.8}|}\ \text{(each side by its own maximum)},\quad"
+        formula=r"h_t = \frac{\log H_t - Q_{0.8}}{\max |\log H - Q_{0.8}|}\text{ (each side by its own maximum)},\quad "
         + HAPOClip.formula,
         reference=paper(
             "From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature", "2509.16591", 2025

@@ -72,7 +72,7 @@ class HTPO(RatioSurrogate):
     formula: ClassVar[str] = (
         r"x_t^{\text{hard, right, high}} = A_t \begin{cases}"
         r"(1+\epsilon_+)\,q_t & r_t > 1+\epsilon_+ \\ -\operatorname{sg}(1/r_t)\,q_t & r_t < 1-\epsilon_- \\"
-        r"-r_t & \text{else}\end{cases}\qquad"
+        r"-r_t & \text{else}\end{cases}\qquad "
         r"x_t^{\text{wrong, high}} = A_t \begin{cases}(1-\epsilon_-)\,q_t & r_t < 1-\epsilon_- \\ -r_t &"
         r" \text{else}\end{cases}\qquad q_t = \frac{\pi(o_t)}{\operatorname{sg}\,\pi(o_t)}"
     )
