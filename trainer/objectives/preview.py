@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from trainer.objectives.base import ObjectivePart
@@ -106,9 +107,15 @@ def describe_part(part: ObjectivePart) -> dict[str, Any]:
     }
 
 
+@cache
+def _schema(kind: type[Settings]) -> dict[str, Any]:
+    """Return the JSON schema of a kind of settings; making one takes a millisecond."""
+    return kind.model_json_schema()
+
+
 def fields_of(kind: type[Settings], given: Settings | None = None) -> list[dict[str, Any]]:
     """Return the settings of a kind: name, help, unit, knob, schema of the value, default and present value."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     shared = schema.get("$defs", {})
     fields = []
     for name, info in kind.model_fields.items():

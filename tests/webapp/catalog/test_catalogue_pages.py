@@ -1,10 +1,9 @@
-"""Models and objectives: everything that can be chosen is shown, with what is wrong."""
+"""Models: everything that can be chosen is shown, with what is wrong."""
 
 from __future__ import annotations
 
 import pytest
 
-from trainer.objectives import PRESETS
 from webapp.runs import checks
 
 pytestmark = pytest.mark.django_db
@@ -24,12 +23,3 @@ def test_models_are_listed_with_their_problems(login, alice, settings):
     assert "/runs/new/?model=builtin%3Acountdown-tiny" in page
     assert "half&lt;b&gt;" in page
     assert page.count("Launch with this") < page.count("<article")
-
-
-def test_every_preset_is_explained(login, alice, charlie):
-    page = login(alice).get("/catalog/objectives/").content.decode()
-    for name, preset in PRESETS.items():
-        assert f"?preset={name}" in page
-        assert preset.reference is None or preset.reference.arxiv in page
-    assert page.count("Target entropy over the run") >= 3
-    assert "Launch with this" not in login(charlie).get("/catalog/objectives/").content.decode()
