@@ -96,6 +96,23 @@ def test_ttrl_rewards_the_majority_and_learns_from_half_of_the_votes() -> None:
     assert first.tolist() == [1, 1, 0, 0] * 2
 
 
+@pytest.mark.parametrize("preset", ["empo", "ttrl"])
+def test_agreeing_with_oneself_costs_entropy(preset: str) -> None:
+    logits = table().requires_grad_()
+    choices, batch = sampled(logits.detach())
+    extra = {"answer": choices.to(DOUBLE), "trajectory": torch.arange(batch.sequences)}
+    outcome = run(objective(preset), batch.replace(extra=extra, ref_logprob=batch.logprob))
+    surrogate = (logits.log_softmax(-1)[batch.group, choices] * outcome.grad_logprob).sum()
+    (slope,) = torch.autograd.grad(surrogate, logits)
+    moved = logits.detach() - 1e-2 * slope
+    assert entropy_of(moved).mean() < entropy_of(logits.detach()).mean()
+
+
+def test_two_rewards_in_place_of_the_tasks_are_refused() -> None:
+    with pytest.raises(ValidationError, match="does not work together with"):
+        objective("empo", {"type": "majority_vote"})
+
+
 def test_a_share_of_nearly_nothing_keeps_one_completion_of_each_group() -> None:
     batch = answers(0, 0, 0, 0, 1, group=[0, 0, 0, 1, 1], ref_logprob=torch.full((5,), -1.0, dtype=DOUBLE))
     mask = objective("ttrl", {"type": "sub_sample", "share": 0.01}).prepare(batch, Step()).mask

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from trainer.lazy import torch
 from trainer.objectives.base import Domain, Preset, RewardShaper, Statistic, Step, paper, statistic
 from trainer.objectives.reductions import group_extreme, group_size, group_sum
+from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority, votes
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
@@ -33,6 +34,7 @@ class EMPOReward(RewardShaper):
     paper: ClassVar[str] = "2504.05812"
     formula: ClassVar[str] = FORMULA
     domain: ClassVar[Domain] = "group"
+    incompatible: ClassVar[frozenset[str]] = others("empo")
     type: Literal["empo"] = "empo"
     kind: Literal["math", "free_form", "voting"] = setting("math", help="What kind of answers are compared.")
     variant: Literal["described", "released"] = setting(

@@ -16,7 +16,8 @@ from trainer.objectives.base import (
     statistic,
 )
 from trainer.objectives.reductions import completion_mean, completion_sum, counts_of, step_mean
-from trainer.objectives.stock import BONUS, CLIP, GROUP, SEQUENCES, TOKENS
+from trainer.objectives.rewards.replaced import others
+from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Confidence(RewardShaper):
     paper: ClassVar[str] = "2505.22660"
     formula: ClassVar[str] = RENT
     domain: ClassVar[Domain] = "completion"
+    incompatible: ClassVar[frozenset[str]] = others("confidence_reward")
     type: Literal["confidence_reward"] = "confidence_reward"
     measure: Literal["mean_entropy", "sum_entropy", "logprob"] = setting(
         "mean_entropy", help="What stands for confidence: minus the mean or the sum of entropy, or the log-prob."
@@ -159,7 +161,7 @@ PRESETS = (
             CLIP,
             {"type": "kl_penalty", "coefficient": 1e-3},
             BONUS | {"coefficient": 1e-3},
-            SEQUENCES,
+            TOKENS,
         ],
     ),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from trainer.lazy import torch
 from trainer.objectives.base import Domain, Preset, RewardShaper, Statistic, Step, paper, statistic
 from trainer.objectives.reductions import group_rank, groups_of, valid_of
+from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority
 from trainer.objectives.stock import BONUS, CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
@@ -34,6 +35,7 @@ class EvolReward(RewardShaper):
     paper: ClassVar[str] = "2509.15194"
     formula: ClassVar[str] = FORMULA
     domain: ClassVar[Domain] = "group"
+    incompatible: ClassVar[frozenset[str]] = others("evol_rl")
     type: Literal["evol_rl"] = "evol_rl"
     label: Literal["vote", "correct"] = setting(
         "vote", help="What divides the classes: the majority's answer, or the task's own check."

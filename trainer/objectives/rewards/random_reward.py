@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.objectives.base import Preset, RewardShaper, Statistic, Step, paper, statistic
 from trainer.objectives.rewards.draws import draws
+from trainer.objectives.rewards.replaced import others
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
@@ -27,6 +28,7 @@ class SpuriousReward(RewardShaper):
     title: ClassVar[str] = "Spurious reward"
     paper: ClassVar[str] = "2506.10947"
     formula: ClassVar[str] = FORMULA
+    incompatible: ClassVar[frozenset[str]] = others("spurious_reward")
     type: Literal["spurious_reward"] = "spurious_reward"
     rule: Literal["random", "answered", "wrong"] = setting("random", help="What is rewarded.")
     chance: float = setting(0.5, help="Chance of a reward of 1.", ge=0, le=1, show_if={"rule": "random"})

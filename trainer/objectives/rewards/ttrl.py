@@ -8,6 +8,7 @@ from trainer.lazy import torch
 from trainer.objectives.base import Domain, Preset, RewardShaper, SampleFilter, Statistic, Step, paper, statistic
 from trainer.objectives.reductions import group_rank, group_size, group_sum, valid_of
 from trainer.objectives.rewards.draws import draws
+from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
@@ -32,6 +33,7 @@ class MajorityVote(RewardShaper):
     formula: ClassVar[str] = FORMULA
     domain: ClassVar[Domain] = "group"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"answer"})
+    incompatible: ClassVar[frozenset[str]] = others("majority_vote")
     type: Literal["majority_vote"] = "majority_vote"
 
     def shape(self, batch: TokenBatch, step: Step) -> Tensor:
