@@ -291,8 +291,8 @@ def test_smoothing_can_wait_for_long_trajectories() -> None:
 
 def test_each_turns_history_is_the_mean_of_the_steps_that_had_it() -> None:
     part = EPOPhases()
-    state, knobs = part.update(part.initial_state(), seen(step=0, turn_entropy_0=1.0), {})
-    state, _ = part.update(state, seen(step=1, turn_entropy_0=3.0, turn_entropy_2=5.0), {})
+    state, knobs = part.update(part.initial_state(), seen(step=1, turn_entropy_0=1.0), {})
+    state, _ = part.update(state, seen(step=2, turn_entropy_0=3.0, turn_entropy_2=5.0), {})
     assert state["mean"] == [2.0, None, 5.0]
     assert knobs == {"smoothing_weight": phase_weight(1, 150)}
 

@@ -157,16 +157,16 @@ class EPOPhases(Controller):
             steps[turn] += 1
             before = value if means[turn] is None else means[turn]
             means[turn] = before + (value - before) / steps[turn]
-        moved = {"smoothing_weight": phase_weight(seen.step + 1, self.horizon)} if self.fading else {}
+        moved = {"smoothing_weight": phase_weight(seen.step, self.horizon)} if self.fading else {}
         return {"mean": means, "steps": steps}, moved
 
 
-def phase_weight(step: int, horizon: int) -> float:
-    """Return the factor on the price at a step; past the horizon it rests."""
+def phase_weight(done: int, horizon: int) -> float:
+    """Return the factor on the price after so many steps; past the horizon it rests."""
     half = horizon / 2
-    if step < half:
-        return 1 - 0.2 * (1 - math.exp(-2 * step / half))
-    return 0.8 * math.exp(-3 * min((step - half) / half, 1.0))
+    if done < half:
+        return 1 - 0.2 * (1 - math.exp(-2 * done / half))
+    return 0.8 * math.exp(-3 * min((done - half) / half, 1.0))
 
 
 PARTS = (EntropySmoothing, EPOPhases)
