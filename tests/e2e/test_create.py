@@ -91,8 +91,9 @@ def test_a_course_is_drawn_by_hand(open_page, alice):
 
 def test_a_launch_is_queued(open_page, alice, quick_check):
     page = open_page(alice, "/runs/new/")
-    page.click(".pick:has-text('Target entropy')")
-    page.wait_for_selector("#objective-parts:has-text('PI controller')")
+    page.fill("[data-pick-search]", "held at a target")
+    page.click(".pick:has(.pick-title:text-is('Target entropy'))")
+    page.wait_for_selector("#objective-parts:has-text('Thermostat')")
     page.fill("[name='name']", "from the browser")
     page.click("[data-launch]")
     page.wait_for_url("**/runs/*/")

@@ -27,6 +27,7 @@ from webapp.runs.models import Run, Sweep
 from webapp.runs.start import starting_config
 from webapp.runs.sweeps import create as create_sweep
 from webapp.runs.sweeps.create import SweepForm
+from webapp.runs.trainable import untrainable
 
 # The fields of the form that the page draws itself, and the order of the rest.
 TRAINING = ("sampling", "optimiser")
@@ -182,7 +183,7 @@ def objective_context(form: RunForm) -> dict[str, Any]:
         if tag not in used and kind.stage not in EXCLUSIVE
     ]
     return {
-        "presets": list(PRESETS.values()),
+        "presets": [(preset, untrainable().get(preset.name, "")) for preset in PRESETS.values()],
         "preset": PRESETS.get(name),
         "preset_name": name,
         "preset_field": form.section("objective.preset"),

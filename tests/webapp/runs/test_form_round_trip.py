@@ -14,6 +14,7 @@ from trainer.rewards import REWARDS
 from trainer.tasks import TASKS
 from webapp.runs.configform import Leaf, Rows, bind, flatten, parse, read, shape_of, walk
 from webapp.runs.forms import SHAPE, RunForm
+from webapp.runs.trainable import untrainable
 
 # What a part cannot be built without.
 NEEDED = {"regex": {"pattern": r"\d+"}, "format": {}, "python": {}}
@@ -30,12 +31,20 @@ def changed(config: RunConfig, **fields: str) -> RunForm:
     return RunForm.posted(data.items())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in untrainable()])
 def test_every_preset_comes_back_equal(preset):
     config = RunConfig.model_validate({"objective": {"preset": preset}})
     form = posted(config)
     assert form.config == config
     assert not form.bound.find("objective").changed
+
+
+def test_a_preset_that_cannot_be_trained_says_what_is_missing():
+    for name, sentence in untrainable().items():
+        form = RunForm.of(RunConfig()).swapped(f"preset:{name}")
+        assert form.config is None
+        missing = sentence.removeprefix("Cannot be trained yet: it takes ").removesuffix(".")
+        assert missing in " ".join(form.errors.values())
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -19,6 +19,7 @@ from webapp.runs.sweeps.axes import MAX_MEMBERS, Axes
 from webapp.runs.sweeps.duration import Duration, duration_of
 from webapp.runs.sweeps.form import PARAMETERS, read_typed, write_axes
 from webapp.runs.sweeps.plan import Fault, Plan, Typed, place_id, plan
+from webapp.runs.trainable import untrainable
 
 TRIED = 3  # different models or data of a sweep that are tried before its launch; the runs try the rest themselves
 
@@ -48,9 +49,10 @@ class SweepForm:
         return self.plan.problems if self.plan else []
 
     @property
-    def presets(self) -> list[tuple[Any, bool]]:
-        """Return (preset, whether it is ticked) of all there are."""
-        return [(preset, preset.name in self.typed.presets) for preset in PRESETS.values()]
+    def presets(self) -> list[tuple[Any, bool, str]]:
+        """Return (preset, whether it is ticked, what keeps it from being trained) of all there are."""
+        lacks = untrainable()
+        return [(preset, preset.name in self.typed.presets, lacks.get(preset.name, "")) for preset in PRESETS.values()]
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ function count() {
 function markPresent() {
   const present = section.querySelector("[data-sweep-present]")?.dataset.sweepPresent;
   if (present === undefined) return;
-  for (const box of list.querySelectorAll("input[type=checkbox]")) {
+  for (const box of list.querySelectorAll("input[type=checkbox]:not([data-untrainable])")) {
     const own = box.name === `sweep.preset.${present}`;
     if (own === box.disabled) continue;
     box.disabled = own;
