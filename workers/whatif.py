@@ -84,7 +84,9 @@ def _calm() -> None:
 def _sentence(error: Exception, step: int) -> tuple[str, str]:
     """Return what a person reads, and the field it is about."""
     if isinstance(error, ConfigError):
-        return str(error)[:1].upper() + str(error)[1:] + ".", error.field
+        text = str(error).rstrip(".")
+        name = "." in text.partition(" ")[0]  # a file or setting is written as it is
+        return (text if name else text[:1].upper() + text[1:]) + ".", error.field
     if isinstance(error, FileNotFoundError):
         return f"The rollouts of step {step} are no longer there.", ""
     if isinstance(error, SoftTimeLimitExceeded):

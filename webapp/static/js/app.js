@@ -54,7 +54,7 @@ for (const message of document.querySelectorAll("#messages li")) toast(message.t
 
 // --- Keyboard -------------------------------------------------------------------------------------------------------
 
-const typing = (target) => target.closest("input, textarea, select, [contenteditable]") !== null;
+const typing = (target) => target.closest("input:not([type=radio]), textarea, select, [contenteditable]") !== null;
 let lead = "";
 
 document.addEventListener("keydown", (event) => {
