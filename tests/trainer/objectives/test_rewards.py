@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from trainer.batch import TokenBatch
 from trainer.config import RunConfig
 from trainer.objectives import Step, evaluate
+from trainer.objectives.reductions import group_rank
 from trainer.objectives.rewards.ares import level_of, window_mean
 from trainer.objectives.rewards.draws import draws
 from trainer.objectives.rewards.vote import majority, votes
@@ -443,3 +444,9 @@ def test_the_order_of_completions_does_not_matter_in_any_variant(name: str) -> N
     found, expected = run(machine, moved, seed=seed), run(machine, batch, seed=seed)
     torch.testing.assert_close(found.grad_logprob, expected.grad_logprob[tokens])
     torch.testing.assert_close(found.mask, expected.mask[tokens])
+
+
+def test_ranks_are_taken_within_the_group_among_valid_completions() -> None:
+    batch = answers(*range(6), group=[0, 1, 0, 1, 0, 0], valid=torch.tensor([True] * 5 + [False]))
+    assert group_rank(doubles(3, 1, 2, 1, 9, 0), batch).tolist() == [1, 0, 0, 1, 2, -1]
+    assert group_rank(torch.zeros(0), answers()).tolist() == []
