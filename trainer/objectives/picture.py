@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 SAMPLES = 8  # completions of a group, and completions that hold a kind of token
 REPEATS = 2  # tokens of a completion whose tokens are all alike
 STEPS = 100
-MARKS = ("planning", "trigger", "off_policy", "span")
+MARKS = ("planning", "trigger", "off_policy")
 STAND_INS = ("attention_entropy", "formula_novelty", "embedding", "gradient_feature", "teacher_kl")
 DIRECTIONS = 8  # of made-up vectors
+ANSWERS = ("reward_shaper", "normaliser", "sequence_multiplier")  # stages that weigh whole answers
 
 
 class Scene(Settings):
@@ -69,28 +70,41 @@ class Stage:
     right: Tensor  # [S] bool
 
 
-SHAPING = ("token_shaper", "token_weight", "token_mask", "token_penalty", "regulariser")
-ANSWERS = ("reward_shaper", "normaliser", "sequence_multiplier")
-
-
 def natural_scene(config: ObjectiveConfig) -> Scene:
-    """Return the scene in which an objective shows most.
-
-    Answers of one kind where it weighs answers by their tokens; the ratio across where it shapes nothing else; tokens
-    that have moved a little where they pay for moving.
-    """
+    """Return the scene in which an objective shows most, judged by what its own parts read and where they act."""
     own = changes(config)
-    weighs = any(map(_weighs_answers, own))
-    shapes = weighs or any(part.stage in SHAPING for part in own)
-    pays = any(part.stage == "token_penalty" for part in own)
     return Scene(
-        across="probability" if shapes else "ratio", log_ratio=0.1 * pays, layout="alike" if weighs else "mixed"
+        across="probability" if any(map(_shapes, own)) else "ratio",
+        layout="alike" if any(map(_weighs_answers, own)) else "mixed",
+        marked=any(part.reads().intersection(MARKS) for part in own),
     )
 
 
+def _of_distribution(part: ObjectivePart) -> bool:
+    """Return whether a part reads more of a token's distribution than how it has moved."""
+    read = (STATISTICS[name] for name in part.reads() - {"old_logprob"})
+    return any(info.supplier == "head" and not info.width for info in read)
+
+
+def _compares(part: ObjectivePart) -> bool:
+    """Return whether a part compares policies, so that nothing shows before a token has moved."""
+    others = any(STATISTICS[name].policy in ("reference", "teacher") for name in part.reads())
+    return others or part.reads() >= {"entropy", "old_entropy"}
+
+
+def _shapes(part: ObjectivePart) -> bool:
+    """Return whether a part treats tokens differently by their probability or entropy."""
+    acts = part.stage in ("token_shaper", "token_weight", "token_mask")
+    weighs = part.stage in ("regulariser", *ANSWERS) and _of_distribution(part)
+    return (acts or weighs) and not _compares(part)
+
+
 def _weighs_answers(part: ObjectivePart) -> bool:
-    """Return whether a part makes one number of each answer's token statistics."""
-    return part.stage in ANSWERS and any(STATISTICS[name].domain == "token" for name in part.reads())
+    """Return whether a part makes one number of each answer's tokens."""
+    if part.stage == "surrogate":
+        return part.domain == "completion"
+    grouped = part.stage == "token_shaper" and part.domain == "group"
+    return _of_distribution(part) and (grouped or part.stage in ("reward_shaper", "normaliser", "sequence_multiplier"))
 
 
 def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:

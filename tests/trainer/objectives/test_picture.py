@@ -108,7 +108,8 @@ def test_across_the_ratio_the_clip_is_an_edge() -> None:
 def test_methods_are_pictured_where_they_act() -> None:
     assert natural_scene(config("grpo")).across == "ratio"
     assert natural_scene(config("top-entropy-mask")).across == "probability"
-    assert natural_scene(config("kl-cov")).log_ratio > 0
+    assert natural_scene(config("gspo")) == Scene(across="ratio", layout="alike")
+    assert natural_scene(config("entropy-bonus")).across == "probability"
 
 
 def test_the_mask_of_high_entropy_shows_in_the_rows() -> None:

@@ -56,11 +56,20 @@ function settle({ status, body }) {
   part("problem").hidden = !problem || placed;
   part("problem").textContent = problem;
   if (status !== 200) return;
-  if (!picture) part("readout").textContent = "Point at a field.";
+  const first = !picture;
   picture = body.picture;
+  if (first) {
+    part("readout").textContent = "Point at a field.";
+    view = Object.keys(picture.views).find(varies) ?? "weight";
+  }
   for (const button of card.querySelectorAll("[data-view]")) button.hidden = !(button.dataset.view in picture.views);
   if (!(view in picture.views)) view = "weight";
   draw();
+}
+
+/** Whether a view tells fields of one pane apart; a flat weight is no picture to begin with. */
+function varies(name) {
+  return Object.values(picture.views[name]).some((values) => Math.max(...values) - Math.min(...values) > 1e-3 * Math.max(...values.map(Math.abs)));
 }
 
 /** Limit of the colours: the next round number above everything shown. */
