@@ -147,6 +147,8 @@ def plain(value: Any) -> str:
     """Return a setting as people write it."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "empty"
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(plain, value)) or "none" if isinstance(value, (list, tuple)) else str(value)

@@ -73,22 +73,27 @@ def changes(config: ObjectiveConfig) -> list[ObjectivePart]:
 
 LOWER = (("minimum", "≥"), ("exclusiveMinimum", ">"))
 UPPER = (("maximum", "≤"), ("exclusiveMaximum", "<"))
+KINDS = {"boolean": "on, off", "null": "empty", "array": "list", "string": "text"}
 
 
 def allowed(schema: dict[str, Any], name: str) -> str:
     """Return in words what a setting may be by its JSON schema: its range, its choices or its kind."""
-    value = schema["properties"][name]
-    while "$ref" in value:
-        value = schema["$defs"][value["$ref"].rpartition("/")[2]]
+    return _words(schema["properties"][name], schema.get("$defs", {}))
+
+
+def _words(value: dict[str, Any], shared: dict[str, Any]) -> str:
+    if "$ref" in value:
+        return _words(shared[value["$ref"].rpartition("/")[2]], shared)
+    if "anyOf" in value:
+        return " or ".join(_words(item, shared) for item in value["anyOf"])
     if "enum" in value:
         return ", ".join(map(str, value["enum"]))
-    if value.get("type") == "boolean":
-        return "on, off"
+    kind = str(value.get("type", "any"))
     low = next((f"{sign} {value[key]:,.10g}" for key, sign in LOWER if key in value), "")
     high = next((f"{sign} {value[key]:,.10g}" for key, sign in UPPER if key in value), "")
     if low.startswith("≥") and high.startswith("≤"):
         return f"{low[2:]} to {high[2:]}"
-    return ", ".join(filter(None, (low, high))) or str(value.get("type", "any"))
+    return ", ".join(filter(None, (low, high))) or KINDS.get(kind, kind)
 
 
 def describe_part(part: ObjectivePart) -> dict[str, Any]:

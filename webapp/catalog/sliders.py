@@ -14,7 +14,8 @@ from webapp.catalog.methods import Method
 REACH = 5  # a slider without near bounds spans this many defaults
 TINY = 0.01  # below this a positive default gets a logarithmic slider
 DECADES = 100.0  # to both sides of the default on such a slider
-QUIET = ("controller", "sampling")  # stages that act between steps: of these only knobs show
+QUIET = ("controller", "sampling")  # stages that act between steps: of these only knobs that others read show
+AIMS = {"entropy_target", "entropy_low", "entropy_high", "auxiliary_temperature", "auxiliary_weight"}  # moves no token
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def sliders(method: Method) -> list[Sliders]:
     found = []
     for part in method.config.parts:
         title = describe_part(part)["title"]
-        fields = [field for field in fields_of(PARTS[part.type], part) if part.stage not in QUIET or field["knob"]]
+        fields = fields_of(PARTS[part.type], part)
+        if part.stage in QUIET:
+            fields = [field for field in fields if field["knob"] and field["knob"] not in AIMS]
         plain, rare = ([field for field in fields if field["advanced"] is rare] for rare in (False, True))
         found.append(Sliders(part.type, title, controls_of(plain), part.type not in own))
         found.append(Sliders(part.type, f"{title}: more", controls_of(rare), folded=True))
