@@ -157,7 +157,9 @@ def drawn() -> tuple[torch.Tensor, torch.Tensor, TokenBatch]:
 
 
 def test_balanced_flows_leave_entropy_where_it_is(drawn: tuple[torch.Tensor, torch.Tensor, TokenBatch]) -> None:
-    skewed = (*drawn[:2], drawn[2].replace(advantage=drawn[2].need("advantage").abs()))  # rewarding costs entropy
+    logits, chosen, batch = drawn
+    likely = chosen == logits.argmax(-1)  # as when the policy knows the answer: what is likely is rewarded
+    skewed = (logits, chosen, batch.replace(advantage=batch.need("advantage") / 4 + 2 * likely - 1))
     plain, balanced = moved(objective("grpo"), skewed), moved(objective("opefo"), skewed)
     assert plain < 0
     assert abs(balanced) < 0.02 * abs(plain)
