@@ -47,24 +47,31 @@ def setup(folder: str) -> None:
 
 
 def seed(count: int):
-    """Make `count` runs of two members with resolved configs, summaries and sparklines; return one member."""
+    """Make `count` runs of two members with configs, summaries and sparklines, some in sweeps; return one member."""
     from django.db import connection
     from django.utils import timezone
 
     from trainer.config import RunConfig
     from trainer.objectives import PRESETS
     from webapp.accounts.models import User
-    from webapp.runs.models import Run, State
+    from webapp.runs.models import Run, State, Sweep
+    from webapp.runs.trainable import untrainable
 
     draw, now = random.Random(7), timezone.now()
     users = [User.objects.create_user(name, password="x", role="member") for name in ("alice", "bob")]
+    presets = [name for name in PRESETS if name not in untrainable()]
     configs = {
-        name: RunConfig.model_validate({"objective": {"preset": name}}).model_dump(mode="json") for name in PRESETS
+        name: RunConfig.model_validate({"objective": {"preset": name}}).model_dump(mode="json") for name in presets
+    }
+    # A quarter of the runs belong to sweeps of twelve, as they stand beside each other in time.
+    sweeps = {
+        block: Sweep.objects.create(name=f"ablation {block}", owner=users[0], config={}, axes={})
+        for block in range(0, -(-count // 12), 4)
     }
     metrics = {f"section/metric_{index}": 0.123456789 for index in range(40)}
 
     def run(index: int) -> Run:
-        preset, created = draw.choice(list(PRESETS)), now - timedelta(minutes=index * 3)
+        preset, created = draw.choice(presets), now - timedelta(minutes=index * 3)
         state = draw.choices(list(State), [1, 1, 1, 2, 1, 60, 10, 15, 5])[0]
         started = None if state in (State.DRAFT, State.QUEUED) else created + timedelta(seconds=9)
         curve = [round(draw.random(), 6) for _ in range(60)]
@@ -72,6 +79,7 @@ def seed(count: int):
             name=f"sweep {index}",
             tags=draw.sample([f"seed-{n}" for n in range(20)], 2),
             owner=draw.choice(users),
+            sweep=sweeps.get(index // 12),
             config=configs[preset],
             objective=preset,
             task=draw.choice(["countdown", "split_sum"]),
