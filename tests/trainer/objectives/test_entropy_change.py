@@ -196,6 +196,11 @@ def test_renormalised_polarity_has_mean_one() -> None:
     torch.testing.assert_close(found, doubles(1.5, 1.5, 1.5, 0.5) / 1.25)
 
 
+def test_balanced_flow_and_polarity_refuse_each_other() -> None:
+    with pytest.raises(ValueError, match="entropy_polarity does not work together with entropy_flow"):
+        objective("entropy-polarity", {"type": "entropy_flow"})
+
+
 def test_the_phase_follows_a_running_mean_to_its_bounds() -> None:
     part, knobs = EntropyPhase(target=0.5, width=0.2, decay=0.5), {"entropy_target": 0.5}
 

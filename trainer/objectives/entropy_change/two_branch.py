@@ -89,6 +89,7 @@ class EntropyPolarity(TokenWeight):
     )
     domain: ClassVar[Domain] = "step"
     needs: ClassVar[frozenset[Statistic]] = CHANGE_NEEDS
+    incompatible: ClassVar[frozenset[str]] = frozenset({"entropy_flow"})  # it would undo what this one moves
     type: Literal["entropy_polarity"] = "entropy_polarity"
     strength: float = setting(0.5, help="How much weight moves between the branches.", ge=0, le=1)
     renormalise: bool = setting(False, help="Divide the weights by their mean over the step.", advanced=True)

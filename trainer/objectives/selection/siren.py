@@ -126,7 +126,7 @@ PRESETS = (
         "it.",
         when="Where a plain entropy bonus drives the policy to noise.",
         formula=PeakEntropy.formula,
-        reference=paper("Selective entropy regularisation (SIREN)", "2509.25133", 2025),
+        reference=paper("Rethinking Entropy Regularization in Large Reasoning Models", "2509.25133", 2025),
         confidence="code",
         variants="The authors' code leaves the token that reaches the mass out of the nucleus (set crossing for the "
         "usual one) and looks at the 10,000 likeliest tokens at most; its square is taken in each micro-batch, here "

@@ -25,7 +25,7 @@ def clip_cov(recording: Recording) -> Iterator[Comparison]:
     recorded = recording.outputs.get("metrics", {})
     if "actor/ppo_kl" in recorded:
         yield same("KL", found["metrics"]["objective/old_kl"], recorded["actor/ppo_kl"], 1e-6)
-    if "selected_mask" in recording.outputs:  # tokens without a gradient, the ratio clip's among them
+    if "selected_mask" in recording.outputs and ends["clip_low"] == 1:  # the ratio clip, which also stops tokens, rests
         mask = recording.inputs["response_mask"]
         still = [[float(g == 0) for g in row] for row in found["grad_logprob"]]
         yield same("selected", still, recording.outputs["selected_mask"], 0, mask)
