@@ -29,6 +29,7 @@ class TokenMean(Aggregation):
 
     title: ClassVar[str] = "Token mean"
     paper: ClassVar[str] = "2503.14476"
+    formula: ClassVar[str] = r"L = \frac{1}{\sum_i |o_i|} \sum_{i,t} x_{i,t}"
     type: Literal["token_mean"] = "token_mean"
 
     def scale(self, batch: TokenBatch, step: Step) -> Tensor:
@@ -41,6 +42,7 @@ class SequenceMeanTokenMean(Aggregation):
 
     title: ClassVar[str] = "Mean of completion means"
     paper: ClassVar[str] = "2402.03300"
+    formula: ClassVar[str] = r"L = \frac{1}{S} \sum_i \frac{1}{|o_i|} \sum_t x_{i,t}"
     type: Literal["seq_mean_token_mean"] = "seq_mean_token_mean"
 
     def scale(self, batch: TokenBatch, step: Step) -> Tensor:
@@ -52,6 +54,7 @@ class SequenceMeanTokenSum(Aggregation):
 
     title: ClassVar[str] = "Mean of completion sums"
     paper: ClassVar[str] = ""
+    formula: ClassVar[str] = r"L = \frac{1}{S} \sum_i \sum_t x_{i,t}"
     type: Literal["seq_mean_token_sum"] = "seq_mean_token_sum"
 
     def scale(self, batch: TokenBatch, step: Step) -> Tensor:
@@ -66,6 +69,7 @@ class ConstantNorm(Aggregation):
 
     title: ClassVar[str] = "Constant length"
     paper: ClassVar[str] = "2503.20783"
+    formula: ClassVar[str] = r"L = \frac{1}{S\,L_{\max}} \sum_{i,t} x_{i,t}"
     type: Literal["const_norm"] = "const_norm"
     length: int = setting(
         0,

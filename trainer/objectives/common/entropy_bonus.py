@@ -23,6 +23,7 @@ class EntropyBonus(Regulariser):
 
     title: ClassVar[str] = "Entropy bonus"
     paper: ClassVar[str] = "1602.01783"
+    formula: ClassVar[str] = r"L \mathrel{-}= c\,\frac{1}{n} \sum_t H_t"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"entropy", "entropy_grad"})
     type: Literal["entropy_bonus"] = "entropy_bonus"
     coefficient: float = setting(
@@ -51,6 +52,7 @@ PRESETS = (
         summary="GRPO plus a fixed price on lost entropy, exact and differentiable. It slows the fall of entropy "
         "but holds it nowhere; too large a coefficient drives the policy to noise.",
         when="A first try against collapse; steer the coefficient while the run is alive.",
+        formula=EntropyBonus.formula,
         reference=paper("Asynchronous Methods for Deep Reinforcement Learning", "1602.01783", 2016),
         confidence="code",
         parts=[GROUP, CLIP, BONUS | {"coefficient": 0.01}, TOKENS],

@@ -25,6 +25,9 @@ class GroupNorm(Normaliser):
 
     title: ClassVar[str] = "Group advantage"
     paper: ClassVar[str] = "2402.03300; 2503.20783"
+    formula: ClassVar[str] = (
+        r"A_i = \frac{R_i - \operatorname{mean}_{j \in g(i)} R_j}{\operatorname{std}_{j \in g(i)} R_j + \epsilon}"
+    )
     type: Literal["group_norm"] = "group_norm"
     std: Literal["group", "batch", "none"] = setting(
         "group", help="What the centred reward is divided by: the std of its group, of the whole batch, or nothing."
@@ -72,6 +75,9 @@ PRESETS = (
         summary="Each completion is compared with the others of its prompt; the clipped ratio is averaged over all "
         "tokens. Nothing holds entropy: it falls as reward rises, and answers become alike.",
         when="The baseline to compare everything with.",
+        formula=r"A_i = \frac{R_i - \operatorname{mean}(R)}{\operatorname{std}(R) + \epsilon},\quad "
+        r"L = \frac{1}{\sum_i |o_i|} \sum_{i,t} "
+        r"\max\bigl(-A_i r_t,\ -A_i \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr)",
         reference=paper(
             "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models", "2402.03300", 2024
         ),
@@ -84,6 +90,8 @@ PRESETS = (
         summary="GRPO without its two biases: no division by the group's std, which favours nearly solved prompts, "
         "and no division by length, which favours long wrong answers.",
         when="Answers grow longer without getting better.",
+        formula=r"A_i = R_i - \operatorname{mean}(R),\quad L = \frac{1}{S\,L_{\max}} \sum_{i,t} "
+        r"\max\bigl(-A_i r_t,\ -A_i \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr)",
         reference=paper("Understanding R1-Zero-Like Training: A Critical Perspective", "2503.20783", 2025),
         confidence="code",
         parts=[{"type": "group_norm", "std": "none"}, CLIP, {"type": "const_norm"}],

@@ -39,6 +39,10 @@ class KLPenalty(TokenPenalty):
 
     title: ClassVar[str] = "KL penalty"
     paper: ClassVar[str] = "2402.03300"
+    formula: ClassVar[str] = (
+        r"x_t \mathrel{+}= \beta\,k(d_t),\quad d_t = \log\frac{\pi(o_t)}{\pi_{\text{ref}}(o_t)},\quad "
+        r"k_3(d) = e^{-d} + d - 1"
+    )
     needs: ClassVar[frozenset[Statistic]] = frozenset({"ref_logprob"})
     type: Literal["kl_penalty"] = "kl_penalty"
     estimator: Estimator = setting("k3", help="Estimate of the divergence from sampled tokens.")

@@ -21,6 +21,7 @@ class OverlongFilter(SampleFilter):
 
     title: ClassVar[str] = "Overlong filter"
     paper: ClassVar[str] = "2503.14476"
+    formula: ClassVar[str] = r"m_i = 0 \text{ where } o_i \text{ was cut off at } L_{\max}"
     type: Literal["overlong_filter"] = "overlong_filter"
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:

@@ -22,6 +22,9 @@ class SoftOverlong(RewardShaper):
 
     title: ClassVar[str] = "Soft overlong penalty"
     paper: ClassVar[str] = "2503.14476"
+    formula: ClassVar[str] = (
+        r"R_i \leftarrow R_i - c\,\operatorname{clip}\left(\frac{|o_i| - (1-b) L_{\max}}{b\,L_{\max}}, 0, 1\right)"
+    )
     type: Literal["soft_overlong"] = "soft_overlong"
     limit: int = setting(
         0,
@@ -49,6 +52,8 @@ PRESETS = (
         summary="GRPO with a higher upper clip that lets rare tokens grow, a penalty that sets in softly before "
         "the length limit, and prompts without a difference in reward left out (they are not sampled again).",
         when="Long answers and several updates on each rollout batch.",
+        formula=r"L = \frac{1}{\sum_i |o_i|} \sum_{i,t} \max\bigl(-A_i r_t,\ "
+        r"-A_i \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr),\quad \epsilon_+ > \epsilon_-",
         reference=paper("DAPO: An Open-Source LLM Reinforcement Learning System at Scale", "2503.14476", 2025),
         confidence="code",
         parts=[

@@ -21,6 +21,7 @@ class ZeroVarianceFilter(SampleFilter):
 
     title: ClassVar[str] = "Zero-variance filter"
     paper: ClassVar[str] = "2503.14476"
+    formula: ClassVar[str] = r"m_i = 0 \text{ where } R_j = R_i \text{ for all } j \in g(i)"
     type: Literal["zero_variance_filter"] = "zero_variance_filter"
 
     def keep(self, batch: TokenBatch, step: Step) -> Tensor:

@@ -24,6 +24,9 @@ class AEPOSampling(Sampling):
 
     title: ClassVar[str] = "Side batch (AEPO)"
     paper: ClassVar[str] = "2510.08141"
+    formula: ClassVar[str] = (
+        r"o' \sim \pi^{(T)} \text{ on a share of the prompts},\quad A' = 1 \text{ where } A' > \theta"
+    )
     requires: ClassVar[frozenset[str]] = frozenset({"auxiliary_temperature"})
     type: Literal["aepo_sampling"] = "aepo_sampling"
     prompt_share: float = setting(0.25, help="Share of the prompts that are sampled again.", gt=0, le=1)
@@ -59,6 +62,7 @@ PRESETS = (
         summary="A part of the prompts is sampled again, hotter when entropy is below its target and colder when "
         "above; right answers among them replace rows of the batch with advantage 1.",
         when="Moving entropy to a chosen level through what is imitated, without an entropy term in the loss.",
+        formula=AEPOSampling.formula,
         reference=paper("Arbitrary Entropy Policy Optimization (later versions: SCOPE-RL)", "2510.08141", 2025),
         confidence="code",
         parts=[

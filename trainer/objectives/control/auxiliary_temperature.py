@@ -20,6 +20,10 @@ class AuxiliaryTemperature(Controller):
 
     title: ClassVar[str] = "Side-batch temperature"
     paper: ClassVar[str] = "2510.08141"
+    formula: ClassVar[str] = (
+        r"T_{k+1} = \begin{cases} T_{\text{hot}} & \bar H_k \le H^* \\ T_{\text{cold}} & \text{else} \end{cases}"
+        r"\quad\text{or}\quad T_{k+1} = \operatorname{clip}(1 + H^* - \bar H_k, T_{\text{cold}}, T_{\text{hot}})"
+    )
     moves: ClassVar[frozenset[str]] = frozenset({"auxiliary_temperature"})
     type: Literal["auxiliary_temperature"] = "auxiliary_temperature"
     rule: Literal["switch", "proportional"] = setting("switch", help="Jump between two temperatures, or glide.")

@@ -30,6 +30,10 @@ class Entrocraft(SampleFilter):
 
     title: ClassVar[str] = "Entrocraft band"
     paper: ClassVar[str] = "2604.26326"
+    formula: ClassVar[str] = (
+        r"\text{keep } i \text{ iff } A_i \ge 0 \text{ where } \bar H > b_+(k),\ "
+        r"A_i \le 0 \text{ where } \bar H < b_-(k)"
+    )
     needs: ClassVar[frozenset[Statistic]] = frozenset({"old_entropy"})
     type: Literal["entrocraft"] = "entrocraft"
     variant: Literal["described", "released"] = setting(
@@ -125,6 +129,7 @@ PRESETS = (
         "completions with advantage >= 0, below it only those with advantage <= 0. The band can be drawn. The "
         "authors add a k3 KL penalty of 0.001 to the reference model; add kl_penalty for it.",
         when="A planned course of entropy over the run, with any advantage.",
+        formula=Entrocraft.formula,
         reference=paper("Entrocraft", "2604.26326", 2026),
         confidence="paper",
         parts=[GROUP, {"type": "entrocraft"}, CLIP, TOKENS],

@@ -21,6 +21,7 @@ class ScopeSampling(Sampling):
 
     title: ClassVar[str] = "Side batch (SCOPE-RL)"
     paper: ClassVar[str] = "2510.08141"
+    formula: ClassVar[str] = r"o' \sim \pi^{(T)} \text{ on a share of the prompts}"
     requires: ClassVar[frozenset[str]] = frozenset({"auxiliary_temperature", "scope_term"})
     type: Literal["scope_sampling"] = "scope_sampling"
     prompt_share: float = setting(0.25, help="Share of the prompts that are sampled again.", gt=0, le=1)
@@ -43,6 +44,10 @@ class ScopeTerm(Regulariser):
 
     title: ClassVar[str] = "Side-batch term"
     paper: ClassVar[str] = "2510.08141"
+    formula: ClassVar[str] = (
+        r"L \mathrel{-}= \frac{\alpha}{S'} \sum_{i'} \mathbf 1[o_{i'} \text{ right}]\,\frac{1}{|o_{i'}|} \sum_t "
+        r"\min\bigl(r_t, \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr)"
+    )
     needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
     requires: ClassVar[frozenset[str]] = frozenset({"scope_sampling"})
     type: Literal["scope_term"] = "scope_term"
@@ -75,6 +80,7 @@ PRESETS = (
         "answers enter as a small term of their own beside the GRPO loss. How many prompts are sampled again is "
         "our choice; the paper gives only the weight.",
         when="As AEPO, with smoother control.",
+        formula=ScopeTerm.formula,
         reference=paper("Arbitrary Entropy Policy Optimization (later versions: SCOPE-RL)", "2510.08141", 2025),
         confidence="secondary",
         parts=[

@@ -21,6 +21,11 @@ class Skywork(Controller):
 
     title: ClassVar[str] = "Adaptive coefficient (Skywork)"
     paper: ClassVar[str] = "2505.22312"
+    formula: ClassVar[str] = (
+        r"c_{k+1} = \operatorname{clip}\bigl(c_k \pm \delta, c_{\min}, c_{\max}\bigr),\ "
+        r"+ \text{ where } \bar H_k < H^*;\quad "
+        r"L \mathrel{-}= c_k\,\bar H\ \mathbf 1[\bar H_k < H^*]"
+    )
     moves: ClassVar[frozenset[str]] = frozenset({"entropy_coefficient", "entropy_enabled"})
     requires: ClassVar[frozenset[str]] = frozenset({"entropy_bonus"})
     type: Literal["skywork"] = "skywork"
@@ -75,6 +80,7 @@ PRESETS = (
         summary="The coefficient of the entropy bonus climbs by a small step while entropy is below a floor and "
         "comes down while it is above; the bonus counts only below the floor, so it cannot run away.",
         when="A safe floor under entropy, in no hurry: at the default step it takes tens of updates to act.",
+        formula=Skywork.formula,
         reference=paper("Skywork Open Reasoner 1 Technical Report", "2505.22312", 2025),
         confidence="code",
         parts=[GROUP, CLIP, BONUS, TOKENS, {"type": "skywork"}],
