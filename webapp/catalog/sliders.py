@@ -50,7 +50,7 @@ class Sliders:
 
 def sliders(method: Method) -> list[Sliders]:
     """Return the controls of every part that shapes the picture, the method's own parts first."""
-    own = {part.type for part in method.own}
+    own = {part.type for part in method.own or method.config.parts}  # of the baseline itself, everything
     found = []
     for part in method.config.parts:
         title = describe_part(part)["title"]
