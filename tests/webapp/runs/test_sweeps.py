@@ -456,6 +456,9 @@ def test_curves_leave_replaced_points_out_and_thin_alike(login, alice):
     steps, values = answer["runs"][run.pk]["reward/mean"]
     assert (answer["width"], len(steps), steps[-1]) == (2, POINTS, 2 * POINTS)
     assert set(values[3:]) == {0.5}
+    assert [(group["label"], [one["id"] for one in group["runs"]]) for group in answer["groups"]] == [
+        ("grpo · 1e-5", [run.pk])
+    ]
 
 
 def test_compare_shows_every_objective_before_more_seeds(login, alice):

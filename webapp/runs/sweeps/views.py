@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from webapp.http import Request
 from webapp.runs.filters import ENTROPY, REWARD
-from webapp.runs.models import Run, State, Sweep
+from webapp.runs.models import State, Sweep
 from webapp.runs.sweeps import services
 from webapp.runs.sweeps.axes import Axes
 from webapp.runs.sweeps.curves import curves
@@ -46,7 +46,6 @@ def detail(request: Request, sweep_id: str) -> HttpResponse:
     page = {
         "series": reverse("runs:sweep_series", args=[sweep.pk]),
         "plots": [{"name": name, "title": title} for name, title in PLOTS],
-        "groups": legend(context["table"]),
     }
     return render(request, "runs/sweeps/sweep.html", context | {"page": page})
 
@@ -88,12 +87,12 @@ def legend(shown: Table) -> list[dict[str, Any]]:
 
 @require_GET
 def series(request: Request, sweep_id: str) -> JsonResponse:
-    """Answer with the reward and entropy of all members: {alive, width, runs: {id: {metric: [steps, values]}}}."""
+    """Answer with reward and entropy of all members: {width, runs: {id: {metric: [steps, values]}}, groups}."""
     sweep = sweep_for(request, sweep_id)
-    runs = list(Run.objects.filter(sweep=sweep).only("id", "state"))
-    alive = any(run.state in services.UNDER_WAY for run in runs)
+    runs = members([sweep.pk])
     drawn = curves(runs, [name for name, _ in PLOTS])
-    return JsonResponse({"alive": alive, "width": drawn.width, "runs": drawn.runs})
+    # With their groups: a run that failed may have been replaced by another meanwhile.
+    return JsonResponse({"width": drawn.width, "runs": drawn.runs, "groups": legend(table(sweep, runs))})
 
 
 # --- What people ask of it ------------------------------------------------------------------------------------------

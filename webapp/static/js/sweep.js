@@ -40,7 +40,7 @@ class Plots {
   draw() {
     for (const button of this.buttons) button.setAttribute("aria-pressed", String((button.dataset.seeds === "each") === this.each));
     if (!this.data) return;
-    const runs = page.groups.flatMap((group) => group.runs.map((run) => ({ ...run, group, colour: group.colour, dash: group.dash, data: seriesOf(this.data.runs[run.id] ?? {}) })));
+    const runs = this.data.groups.flatMap((group) => group.runs.map((run) => ({ ...run, group, colour: group.colour, dash: group.dash, data: seriesOf(this.data.runs[run.id] ?? {}) })));
     for (const chart of this.charts) chart.show(runs, { axis: "steps", weight: 0, bands: !this.each });
   }
 }
