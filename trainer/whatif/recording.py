@@ -225,7 +225,7 @@ def _completions(path: Path, batch: TokenBatch) -> list[Completion]:
     auxiliary = torch.zeros(batch.sequences, dtype=torch.bool) if batch.auxiliary is None else batch.auxiliary
     found = []
     for index, row in enumerate(file.read(columns=names).to_pylist()):
-        right = {} if row["right"] is None else {"task": float(row["right"])}
+        right: dict[str, float | None] = {} if row["right"] is None else {"task": float(row["right"])}
         found.append(
             Completion(
                 index=index,

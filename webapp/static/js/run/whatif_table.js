@@ -24,6 +24,7 @@ export class WhatIfTable {
       button.parentElement.setAttribute("aria-sort", button.dataset.sort !== key ? "none" : this.falling ? "descending" : "ascending");
     }
     this.render();
+    this.body.closest(".whatif-scroll").scrollTop = 0;
   }
 
   /** Show rows; the first is the run's own. */
@@ -69,7 +70,7 @@ export class WhatIfTable {
   reveal() {
     const line = this.body.querySelector(".is-chosen"), frame = line?.closest(".whatif-scroll");
     if (!line || !frame.clientHeight) return false;
-    const head = frame.querySelector("thead").offsetHeight, top = line.offsetTop, { scrollTop, clientHeight } = frame;
+    const head = 2 * frame.querySelector("thead").offsetHeight, top = line.offsetTop, { scrollTop, clientHeight } = frame;
     if (top < scrollTop + head || top + line.offsetHeight > scrollTop + clientHeight) frame.scrollTop = top - clientHeight / 2;
     return true;
   }
@@ -97,10 +98,10 @@ function massOf({ mass, push, pull }) {
   return el("span.whatif-mass", {}, bars, el("b", {}, `${mass.toFixed(2)}×`));
 }
 
-/** A bar to the right raises entropy, one to the left lowers it. */
+/** A bar to the right raises entropy, one to the left lowers it; its length is the root of the size. */
 function changeOf({ change, change_policy: policy, change_entropy: entropy, exact }, largest) {
   if (change === null) return EMPTY;
-  const half = Math.abs(change) / largest / 2;
+  const half = Math.sqrt(Math.abs(change) / largest) / 2;
   const parts = entropy ? `${signed(policy)} through log-probs, ${signed(entropy)} through the entropy term; ` : "";
   const how = exact ? "exact to first order" : "estimated from the sampled tokens: the file lacks the moments";
   const bars = el("span.whatif-bars", {}, change >= 0 ? bar("up6", 0.5, half) : bar("down6", 0.5 - half, half));
