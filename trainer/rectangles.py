@@ -119,7 +119,7 @@ def shared_states(model: Any, rows: Sequence[Trajectory], device: torch.device) 
 
 
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    """Return rows of one width, [R, T]; the last token is repeated (models warn of padding tokens, which never count)."""
+    """Return rows of one width, [R, T]; the last token is repeated: models warn of padding tokens."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *(row[-1:] or (0,)) * (width - len(row))] for row in rows], device=device)
 

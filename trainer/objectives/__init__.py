@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import STAGES, Knob, Observation, Outcome, Preset, Step
+from trainer.objectives.base import STAGES, Knob, Observation, Outcome, Step
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.evaluate import evaluate as _evaluate  # noqa: F401  loads the callable module `evaluate`
 from trainer.objectives.objective import Objective
+from trainer.objectives.preset import Preset
 from trainer.objectives.registry import PARTS, PRESETS
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Stages, knobs and what flows between them: the frame every objective part fits into.
+"""Parts, knobs and what flows between them: the frame every objective fits into.
 
 An objective is a list of parts, at most a few to a stage, run in the order of `STAGES`. Everything is computed over
 the whole optimiser step from [N] vectors (log-prob, entropy, moments); `Objective.apply` differentiates the step's
@@ -8,16 +8,11 @@ by micro-batch. So no result depends on micro-batch size or process count, and `
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
-
 from trainer.errors import ConfigError
-from trainer.lazy import torch
-from trainer.part import Part, Settings
+from trainer.part import Part
 from trainer.statistics import STATISTICS, Statistic
 
 if TYPE_CHECKING:
@@ -155,185 +150,6 @@ class ObjectivePart(Part):
         return "nats"
 
 
-class Sampling(ObjectivePart):
-    stage: ClassVar[Stage] = "sampling"
-
-    def plan(self, step: Step) -> AuxiliaryPlan | None:
-        """Return the extra rollouts wanted for the coming step."""
-        raise NotImplementedError
-
-    def compose(self, batch: TokenBatch, step: Step) -> TokenBatch:
-        """Return the batch with the auxiliary completions worked in; advantages and mask are already there."""
-        raise NotImplementedError
-
-
-class RewardShaper(ObjectivePart):
-    stage: ClassVar[Stage] = "reward_shaper"
-
-    def shape(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the new reward, [S]."""
-        raise NotImplementedError
-
-
-class Normaliser(ObjectivePart):
-    stage: ClassVar[Stage] = "normaliser"
-    domain: ClassVar[Domain] = "group"
-    per_token: ClassVar[bool] = False
-
-    def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the advantage of each completion, [S], or with `per_token` of each token, [N]; 0 where invalid."""
-        raise NotImplementedError
-
-
-class SequenceMultiplier(ObjectivePart):
-    """Multiplies advantages by a factor for each completion; given advantages too."""
-
-    stage: ClassVar[Stage] = "sequence_multiplier"
-
-    def multiply(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return a factor for each completion, [S]."""
-        raise NotImplementedError
-
-
-class TokenShaper(ObjectivePart):
-    """Shapes the advantage once per rollout batch, from statistics of the step-start policy."""
-
-    stage: ClassVar[Stage] = "token_shaper"
-
-    def shape(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the new token advantage, [N]."""
-        raise NotImplementedError
-
-
-class SampleFilter(ObjectivePart):
-    """Drops completions: they leave numerator and denominator."""
-
-    stage: ClassVar[Stage] = "sample_filter"
-
-    def keep(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return which completions stay, [S] bool."""
-        raise NotImplementedError
-
-    def rescore(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the token advantage after filtering, [N]; most filters leave it alone."""
-        assert batch.advantage is not None
-        return batch.advantage
-
-
-class ClipRange(ObjectivePart):
-    """Gives each token its own clip; surrogates that clip read it through `clip_of`."""
-
-    stage: ClassVar[Stage] = "clip_range"
-
-    def clip(self, batch: TokenBatch, step: Step, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far the ratio may fall below and rise above 1, [N] each, given the surrogate's own ends."""
-        raise NotImplementedError
-
-
-class TokenWeight(ObjectivePart):
-    """Shapes the advantage in every update, from statistics of the current policy; runs before masks."""
-
-    stage: ClassVar[Stage] = "token_weight"
-
-    def reweigh(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the new token advantage, [N], detached."""
-        raise NotImplementedError
-
-
-class TokenMask(ObjectivePart):
-    """Masks tokens. `drop`: they leave the denominator too; `detach`: zero policy loss, same denominator.
-
-    `once`: evaluated once per rollout batch, on the step-start policy, instead of in every update; only for `drop`.
-    """
-
-    stage: ClassVar[Stage] = "token_mask"
-    once: ClassVar[bool] = False
-
-    def keep(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return which tokens keep their gradient, [N] bool."""
-        raise NotImplementedError
-
-    def semantics(self) -> Literal["drop", "detach"]:
-        raise NotImplementedError
-
-
-class Surrogate(ObjectivePart):
-    stage: ClassVar[Stage] = "surrogate"
-
-    def loss(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the policy loss of each token, [N], differentiable in batch.logprob."""
-        raise NotImplementedError
-
-
-class Blend(ObjectivePart):
-    """Sums policy losses of several (advantage, ratio rule) pairs: it is given the surrogate to call as it likes."""
-
-    stage: ClassVar[Stage] = "blend"
-
-    def blend(self, batch: TokenBatch, step: Step, loss: Callable[[TokenBatch], Tensor]) -> Tensor:
-        """Return the policy loss of each token, [N]; `loss(batch)` is what it would have been without this part."""
-        raise NotImplementedError
-
-
-class TokenPenalty(ObjectivePart):
-    stage: ClassVar[Stage] = "token_penalty"
-
-    def penalty(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return what is added to the loss of each token, [N], differentiable."""
-        raise NotImplementedError
-
-
-class Regulariser(ObjectivePart):
-    stage: ClassVar[Stage] = "regulariser"
-
-    def regularise(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return a scalar added to the loss, differentiable in batch.entropy and batch.logprob."""
-        raise NotImplementedError
-
-
-class Aggregation(ObjectivePart):
-    """Sums token losses: sum over t of mask_t * scale_t * x_t, where 1 / scale_t is the token's denominator."""
-
-    stage: ClassVar[Stage] = "aggregation"
-
-    def scale(self, batch: TokenBatch, step: Step) -> Tensor:
-        """Return 1 / denominator of each token, [N]; denominators span the step."""
-        raise NotImplementedError
-
-    def reduce(self, values: Tensor, batch: TokenBatch, step: Step) -> Tensor:
-        """Return the scalar of [N] token losses."""
-        assert batch.mask is not None
-        kept = torch.where(batch.mask > 0, values, torch.zeros_like(values))  # an inf under the mask stays out
-        return (kept * batch.mask * self.scale(batch, step)).sum()
-
-
-class Controller(ObjectivePart):
-    """Moves knobs between steps. Its state is plain JSON and part of every checkpoint."""
-
-    stage: ClassVar[Stage] = "controller"
-
-    def initial_state(self) -> dict[str, Any]:
-        """Return the state before the first step."""
-        return {}
-
-    def update(
-        self, state: dict[str, Any], seen: Observation, knobs: dict[str, float]
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Return the next state and the knobs that change; `knobs` holds the values in force, steered ones included."""
-        raise NotImplementedError
-
-    def watch(self, batch: TokenBatch, outcome: Outcome, step: Step) -> None:
-        """Write to `step.metrics` what `update` wants to know of an optimiser step: its tokens and its gradients."""
-
-    def report(self, state: dict[str, Any]) -> dict[str, float]:
-        """Return the figures of the last update, by metric name."""
-        return {}
-
-    def alert(self, state: dict[str, Any]) -> str:
-        """Return one sentence a person should read about the last update, or ""."""
-        return ""
-
-
 def demand(value: Tensor | None, name: str, part: ObjectivePart) -> Tensor:
     """Return a statistic that must be there; raise ConfigError naming it where it is not."""
     if value is None:
@@ -345,55 +161,3 @@ def statistic(batch: TokenBatch, name: Statistic, part: ObjectivePart) -> Tensor
     """Return a statistic of the table by name, [N] or [S]; raise ConfigError naming it where the batch lacks it."""
     known = getattr(batch, name) if STATISTICS[name].core else batch.extra.get(name)
     return demand(known, name, part)
-
-
-class Reference(Settings):
-    """Where a preset comes from."""
-
-    title: str
-    arxiv: str = ""
-    year: int = 0
-    url: str = ""
-
-
-def paper(title: str, arxiv: str, year: int) -> Reference:
-    """Return the reference of an arXiv paper."""
-    return Reference(title=title, arxiv=arxiv, year=year, url=f"https://arxiv.org/abs/{arxiv}")
-
-
-class Preset(Settings):
-    """A list of parts named after its paper.
-
-    `formula` is LaTeX. `assumed` says what had to be filled in where only an abstract or summary was at hand, and makes
-    the preset experimental; `variants` says where released code and paper differ.
-    """
-
-    name: str
-    title: str
-    summary: str
-    when: str = ""
-    formula: str = ""
-    reference: Reference | None = None
-    confidence: Literal["code", "paper", "secondary", "reconstructed", "own"] = "paper"
-    assumed: str = ""
-    variants: str = ""
-    family: str = ""  # set by the registry
-    parts: list[dict[str, Any]] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _labelled(self) -> Preset:
-        if self.confidence == "reconstructed" and not self.assumed:
-            raise ValueError(f"preset {self.name} is reconstructed; say in assumed what was filled in")
-        return self
-
-    @property
-    def experimental(self) -> bool:
-        return bool(self.assumed)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Methods of one kind; each module declares PARTS and PRESETS."""
-
-    title: str
-    modules: tuple[ModuleType, ...]

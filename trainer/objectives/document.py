@@ -9,8 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from trainer.objectives.base import STAGES, ObjectivePart, Preset
+from trainer.objectives.base import STAGES, ObjectivePart
 from trainer.objectives.config import ObjectiveConfig
+from trainer.objectives.preset import Preset
 from trainer.objectives.preview import fields_of, missing, part_words, statistics
 from trainer.objectives.registry import PARTS, PRESETS
 from trainer.statistics import STATISTICS

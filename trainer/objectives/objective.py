@@ -8,33 +8,27 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
+from trainer.objectives.base import AuxiliaryPlan, Knob, ObjectivePart, Observation, Outcome, Statistic, Step
+from trainer.objectives.config import ObjectiveConfig, knob_fields
+from trainer.objectives.ratio import clip_of
+from trainer.objectives.reductions import valid_of
+from trainer.objectives.stages import (
     Aggregation,
-    AuxiliaryPlan,
     Blend,
     ClipRange,
     Controller,
-    Knob,
     Normaliser,
-    ObjectivePart,
-    Observation,
-    Outcome,
     Regulariser,
     RewardShaper,
     SampleFilter,
     Sampling,
     SequenceMultiplier,
-    Statistic,
-    Step,
     Surrogate,
     TokenMask,
     TokenPenalty,
     TokenShaper,
     TokenWeight,
 )
-from trainer.objectives.config import ObjectiveConfig, knob_fields
-from trainer.objectives.ratio import clip_of
-from trainer.objectives.reductions import valid_of
 from trainer.statistics import STATISTICS
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Statistic, Step, Surrogate
+from trainer.objectives.base import Statistic, Step
+from trainer.objectives.stages import Surrogate
 from trainer.part import setting
 
 if TYPE_CHECKING:

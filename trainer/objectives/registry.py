@@ -12,7 +12,8 @@ from trainer.objectives import (
     selection,
     surrogates,
 )
-from trainer.objectives.base import STAGES, Family, ObjectivePart, Preset
+from trainer.objectives.base import STAGES, ObjectivePart
+from trainer.objectives.preset import Family, Preset
 
 FAMILIES: tuple[Family, ...] = (
     common.FAMILY,

@@ -19,7 +19,7 @@ from trainer.objectives.advantages import (
     seed_grpo,
     ucas,
 )
-from trainer.objectives.base import Family
+from trainer.objectives.preset import Family
 
 FAMILY = Family(
     "Advantage shaping",

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered, group_scaled, response_entropy, start_logprob
-from trainer.objectives.base import Domain, Preset, SequenceMultiplier, Statistic, Step, paper
+from trainer.objectives.base import Domain, Statistic, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_mean, group_mean, valid_of
+from trainer.objectives.stages import SequenceMultiplier
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -9,8 +9,10 @@ from pydantic import model_validator
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered, response_entropy, start_logprob
-from trainer.objectives.base import Domain, Normaliser, Preset, Statistic, Step, paper
+from trainer.objectives.base import Domain, Statistic, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_mean, completion_tokens, groups_of, step_mean, valid_of
+from trainer.objectives.stages import Normaliser
 from trainer.objectives.stock import CLIP
 from trainer.part import setting
 

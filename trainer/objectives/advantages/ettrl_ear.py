@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered, response_entropy
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenShaper, paper
+from trainer.objectives.base import Domain, Statistic, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_mean, valid_of
+from trainer.objectives.stages import TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

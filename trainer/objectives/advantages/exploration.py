@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Statistic, Step, TokenWeight, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import TokenWeight
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.hicra import phrases_setting
-from trainer.objectives.base import Domain, Preset, Reference, Statistic, Step, TokenShaper, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, Reference, paper
 from trainer.objectives.reductions import completion_mean, counts_of
+from trainer.objectives.stages import TokenShaper
 from trainer.objectives.stock import CLIP, GROUP_NO_STD, TOKENS
 from trainer.part import setting
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Statistic, Step, TokenShaper, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import TokenShaper
 from trainer.objectives.stock import CLIP, GROUP_NO_STD, TOKENS
 from trainer.part import setting
 

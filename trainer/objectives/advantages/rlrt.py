@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import start_logprob
-from trainer.objectives.base import Preset, Statistic, Step, TokenShaper, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
+from trainer.objectives.stages import TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

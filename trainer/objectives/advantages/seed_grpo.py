@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered, start_logprob
-from trainer.objectives.base import Domain, Preset, SequenceMultiplier, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_mean, group_extreme, group_size, group_sum, groups_of, valid_of
+from trainer.objectives.stages import SequenceMultiplier
 from trainer.objectives.stock import CLIP, GROUP_NO_STD, TOKENS
 from trainer.part import setting
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered, bounds
-from trainer.objectives.base import Domain, Preset, SequenceMultiplier, Statistic, Step, TokenShaper, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import (
     completion_mean,
     completion_sum,
@@ -17,6 +18,7 @@ from trainer.objectives.reductions import (
     sequence_advantage,
     valid_of,
 )
+from trainer.objectives.stages import SequenceMultiplier, TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import Family
 from trainer.objectives.common import (
     aggregations,
     entropy_bonus,
@@ -13,6 +12,7 @@ from trainer.objectives.common import (
     soft_overlong,
     zero_variance_filter,
 )
+from trainer.objectives.preset import Family
 
 FAMILY = Family(
     "Baselines",

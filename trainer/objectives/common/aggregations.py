@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Aggregation, Preset, Step
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset
+from trainer.objectives.stages import Aggregation
 from trainer.part import setting
 
 if TYPE_CHECKING:

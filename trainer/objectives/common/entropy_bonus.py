@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, Regulariser, Statistic, Step, paper
+from trainer.objectives.base import Statistic, Step
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import Regulariser
 from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Normaliser, Preset, Step, paper
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import equal_rewards, groups_of, valid_of
+from trainer.objectives.stages import Normaliser
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, Step
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset
 from trainer.objectives.ratio import RatioSurrogate, log_ratio
 
 if TYPE_CHECKING:

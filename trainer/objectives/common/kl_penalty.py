@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, Statistic, Step, TokenPenalty, demand
+from trainer.objectives.base import Statistic, Step, demand
+from trainer.objectives.preset import Preset
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
+from trainer.objectives.stages import TokenPenalty
 from trainer.part import setting
 
 if TYPE_CHECKING:

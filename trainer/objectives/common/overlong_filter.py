@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, SampleFilter, Step
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset
+from trainer.objectives.stages import SampleFilter
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, RewardShaper, Step, paper
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import RewardShaper
 from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 

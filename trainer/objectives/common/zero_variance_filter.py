@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, SampleFilter, Step
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset
 from trainer.objectives.reductions import equal_rewards
+from trainer.objectives.stages import SampleFilter
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import Family
 from trainer.objectives.control import (
     aepo,
     auxiliary_temperature,
@@ -15,6 +14,7 @@ from trainer.objectives.control import (
     skywork,
     thermostat,
 )
+from trainer.objectives.preset import Family
 
 FAMILY = Family(
     "Control",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import AuxiliaryPlan, Preset, Sampling, Step, paper
+from trainer.objectives.base import AuxiliaryPlan, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import sequence_advantage
+from trainer.objectives.stages import Sampling
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation, Preset, Statistic
+from trainer.objectives.base import Observation, Statistic
+from trainer.objectives.preset import Preset
+from trainer.objectives.stages import Controller
 from trainer.part import setting
 
 

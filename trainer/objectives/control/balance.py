@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, Statistic, Step, TokenWeight
+from trainer.objectives.base import Statistic, Step
 from trainer.objectives.entropy_change.first_order import CHANGE_NEEDS, change
+from trainer.objectives.preset import Preset
+from trainer.objectives.stages import TokenWeight
 from trainer.part import setting
 
 if TYPE_CHECKING:

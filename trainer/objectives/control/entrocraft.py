@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, SampleFilter, Statistic, Step, demand, paper
+from trainer.objectives.base import Statistic, Step, demand
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import sequence_advantage
 from trainer.objectives.schedule import Points, cosine, drawn, linear, progress
+from trainer.objectives.stages import SampleFilter
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

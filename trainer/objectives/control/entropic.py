@@ -6,19 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Normaliser,
-    Observation,
-    Preset,
-    SequenceMultiplier,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of, sequence_advantage, step_mean, valid_of
+from trainer.objectives.stages import Controller, Normaliser, SequenceMultiplier
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

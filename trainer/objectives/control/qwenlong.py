@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Normaliser,
-    Observation,
-    Preset,
-    SampleFilter,
-    Statistic,
-    Step,
-    TokenMask,
-    demand,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, demand, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import (
     completion_mean,
     completion_tokens,
@@ -31,6 +19,7 @@ from trainer.objectives.reductions import (
     step_mean,
     valid_of,
 )
+from trainer.objectives.stages import Controller, Normaliser, SampleFilter, TokenMask
 from trainer.objectives.stock import CLIP, TOKENS
 from trainer.part import setting
 

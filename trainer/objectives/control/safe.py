@@ -6,7 +6,9 @@ import math
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
-from trainer.objectives.base import Controller, Domain, Observation, Preset, paper
+from trainer.objectives.base import Domain, Observation
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import Controller
 from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import AuxiliaryPlan, Preset, Regulariser, Sampling, Statistic, Step, paper
+from trainer.objectives.base import AuxiliaryPlan, Statistic, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import log_ratio
+from trainer.objectives.stages import Regulariser, Sampling
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation, Preset, Statistic, paper
+from trainer.objectives.base import Observation, Statistic
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import Controller
 from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 

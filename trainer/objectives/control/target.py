@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Controller, Observation
+from trainer.objectives.base import Observation
 from trainer.objectives.schedule import Points, cosine, drawn, linear, progress
+from trainer.objectives.stages import Controller
 from trainer.part import setting
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import Family
 from trainer.objectives.covariance import clip_cov, cw_grpo, kl_cov, spear
+from trainer.objectives.preset import Family
 
 FAMILY = Family(
     "Covariance",

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, paper
+from trainer.objectives.base import Domain, Statistic, Step
 from trainer.objectives.covariance.estimate import budget, covariance
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import clip_of, log_ratio
+from trainer.objectives.stages import TokenMask
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Step, TokenWeight, paper
+from trainer.objectives.base import Domain, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of, group_token_mean, step_mean
+from trainer.objectives.stages import TokenWeight
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

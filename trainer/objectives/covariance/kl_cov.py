@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenPenalty, paper
+from trainer.objectives.base import Domain, Statistic, Step
 from trainer.objectives.covariance.estimate import budget, covariance
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import log_ratio
+from trainer.objectives.stages import TokenPenalty
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Blend, Domain, Preset, SampleFilter, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_mean, group_size, groups_of, valid_of
 from trainer.objectives.schedule import progress
+from trainer.objectives.stages import Blend, SampleFilter
 from trainer.objectives.stock import CLIP_HIGHER, GROUP_NO_STD
 from trainer.part import setting
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import Family
 from trainer.objectives.entropy_change import clip_bv, erc, steer, two_branch
+from trainer.objectives.preset import Family
 
 FAMILY = Family(
     "Entropy change",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, paper
+from trainer.objectives.base import Domain, Statistic, Step
 from trainer.objectives.entropy_change.first_order import at_start, baseline, discriminator
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of, step_mean, step_std
+from trainer.objectives.stages import TokenMask
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

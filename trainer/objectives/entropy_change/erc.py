@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, Statistic, Step, TokenMask, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import TokenMask
 from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenWeight, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of
+from trainer.objectives.stages import TokenWeight
 from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 

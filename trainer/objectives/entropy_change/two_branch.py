@@ -6,19 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    Statistic,
-    Step,
-    TokenWeight,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
 from trainer.objectives.entropy_change.first_order import CHANGE_NEEDS, change
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of
+from trainer.objectives.stages import Controller, TokenWeight
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -6,18 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    RewardShaper,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_quantile, completion_sum, counts_of, group_mean, valid_of
+from trainer.objectives.stages import Controller, RewardShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    Statistic,
-    Step,
-    TokenPenalty,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
 from trainer.objectives.common.kl_penalty import Estimator, kl_estimate
+from trainer.objectives.preset import Preset
 from trainer.objectives.reductions import completion_mean, completion_tokens, valid_of
 from trainer.objectives.rewards.ares import LEVELS, level_means, level_of
+from trainer.objectives.stages import Controller, TokenPenalty
 from trainer.part import setting
 
 if TYPE_CHECKING:

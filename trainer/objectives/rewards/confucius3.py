@@ -6,19 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Blend,
-    Domain,
-    Normaliser,
-    Preset,
-    Reference,
-    Regulariser,
-    Statistic,
-    Step,
-    demand,
-    statistic,
-)
+from trainer.objectives.base import Domain, Statistic, Step, demand, statistic
+from trainer.objectives.preset import Preset, Reference
 from trainer.objectives.reductions import counts_of, equal_rewards, group_mean, step_mean, valid_of
+from trainer.objectives.stages import Blend, Normaliser, Regulariser
 from trainer.objectives.stock import CLIP
 from trainer.part import setting
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Regulariser, Step, paper
+from trainer.objectives.base import Domain, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import (
     completion_mean,
     completion_tokens,
@@ -14,6 +15,7 @@ from trainer.objectives.reductions import (
     group_sum,
     valid_of,
 )
+from trainer.objectives.stages import Regulariser
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -6,20 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
 from trainer.objectives.advantages.responses import answered
-from trainer.objectives.base import (
-    Domain,
-    ObjectivePart,
-    Preset,
-    Regulariser,
-    RewardShaper,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, ObjectivePart, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import log_ratio
 from trainer.objectives.reductions import completion_mean, group_extreme, group_sum, groups_of, valid_of
 from trainer.objectives.rewards.likeness import cosines, rivals
+from trainer.objectives.stages import Regulariser, RewardShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -6,10 +6,12 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, RewardShaper, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_extreme, group_size, group_sum
 from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority, votes
+from trainer.objectives.stages import RewardShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

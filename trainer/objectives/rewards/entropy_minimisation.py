@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Domain,
-    Preset,
-    Regulariser,
-    RewardShaper,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_mean, completion_sum, counts_of, step_mean
 from trainer.objectives.rewards.replaced import others
+from trainer.objectives.stages import Regulariser, RewardShaper
 from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, RewardShaper, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_rank, groups_of, valid_of
 from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority
+from trainer.objectives.stages import RewardShaper
 from trainer.objectives.stock import BONUS, CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Domain, Preset, Statistic, Step, Surrogate, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
 from trainer.objectives.reductions import completion_mean, completion_sum, group_mean
+from trainer.objectives.stages import Surrogate
 from trainer.objectives.stock import GROUP, SEQUENCES
 from trainer.part import setting
 

@@ -7,10 +7,12 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, RewardShaper, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import groups_of, valid_of
 from trainer.objectives.rewards.draws import draws
 from trainer.objectives.rewards.likeness import unit
+from trainer.objectives.stages import RewardShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Step, Surrogate
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset
+from trainer.objectives.stages import Surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Preset, RewardShaper, Statistic, Step, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.rewards.draws import draws
 from trainer.objectives.rewards.replaced import others
+from trainer.objectives.stages import RewardShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

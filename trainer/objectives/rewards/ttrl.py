@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, RewardShaper, SampleFilter, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_rank, group_size, group_sum, valid_of
 from trainer.objectives.rewards.draws import draws
 from trainer.objectives.rewards.replaced import others
 from trainer.objectives.rewards.vote import majority
+from trainer.objectives.stages import RewardShaper, SampleFilter
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenShaper, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_rank, completion_tokens
 from trainer.objectives.schedule import linear, progress
+from trainer.objectives.stages import TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    Reference,
-    Statistic,
-    Step,
-    TokenShaper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, Reference
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
 from trainer.objectives.reductions import valid_of
+from trainer.objectives.stages import Controller, TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    Regulariser,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_mean, counts_of, step_mean
+from trainer.objectives.stages import Controller, Regulariser
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

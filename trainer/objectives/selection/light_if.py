@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Regulariser, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_tokens, counts_of, step_mean
+from trainer.objectives.stages import Regulariser
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Blend, Domain, Preset, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
 from trainer.objectives.common.kl_penalty import Estimator, kl_estimate
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import LOG_RATIO_LIMIT
 from trainer.objectives.reductions import counts_of
+from trainer.objectives.stages import Blend
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

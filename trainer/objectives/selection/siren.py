@@ -6,18 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    Controller,
-    Domain,
-    Observation,
-    Preset,
-    Regulariser,
-    Statistic,
-    Step,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, Observation, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_quantile, counts_of
+from trainer.objectives.stages import Controller, Regulariser
 from trainer.objectives.stock import CLIP, GROUP_NO_STD
 from trainer.part import setting
 

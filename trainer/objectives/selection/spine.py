@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Domain, Preset, Regulariser, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_quantile, completion_rank, counts_of, step_mean
+from trainer.objectives.stages import Regulariser
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

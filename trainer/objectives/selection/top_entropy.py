@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Preset, Statistic, Step, TokenMask, demand, paper
+from trainer.objectives.base import Domain, Statistic, Step, demand
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import completion_quantile, quantile
+from trainer.objectives.stages import TokenMask
 from trainer.objectives.stock import CLIP_HIGHER, GROUP, TOKENS
 from trainer.part import setting
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.objectives.base import Family
+from trainer.objectives.preset import Family
 from trainer.objectives.surrogates import (
     agentic_aepo,
     aspo,

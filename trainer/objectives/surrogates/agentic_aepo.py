@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, ObjectivePart, Preset, Statistic, Step, TokenWeight, paper, statistic
+from trainer.objectives.base import Domain, ObjectivePart, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import RatioSurrogate, clip_of, dual, log_ratio, report_clip, unit
 from trainer.objectives.reductions import counts_of, step_mean, step_std
+from trainer.objectives.stages import TokenWeight
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

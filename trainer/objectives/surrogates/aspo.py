@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import ClipRange, Domain, Preset, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import RatioSurrogate, clip_of, log_ratio, report_clip, unit
 from trainer.objectives.reductions import completion_quantile
+from trainer.objectives.stages import ClipRange
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Preset, Step, paper
+from trainer.objectives.base import Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import RatioSurrogate, clip_of, dual, log_ratio, report_clip, unit
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting

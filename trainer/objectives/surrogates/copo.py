@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Blend, Domain, ObjectivePart, Preset, Statistic, Step, paper, statistic
+from trainer.objectives.base import Domain, ObjectivePart, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import group_mean, group_size, groups_of, step_mean, step_std, valid_of
+from trainer.objectives.stages import Blend
 from trainer.objectives.stock import CLIP, GROUP, SEQUENCES
 from trainer.part import setting
 

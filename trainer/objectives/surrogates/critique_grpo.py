@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Blend, Preset, Statistic, Step, paper, statistic
+from trainer.objectives.base import Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import Blend
 from trainer.objectives.stock import GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    ClipRange,
-    Domain,
-    ObjectivePart,
-    Preset,
-    Statistic,
-    Step,
-    TokenShaper,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, ObjectivePart, Statistic, Step, statistic
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import (
     completion_rank,
     completion_sum,
@@ -26,6 +17,7 @@ from trainer.objectives.reductions import (
     group_sum,
     whiten,
 )
+from trainer.objectives.stages import ClipRange, TokenShaper
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import ClipRange, Controller, Domain, Observation, Preset, Statistic, Step, paper
+from trainer.objectives.base import Domain, Observation, Statistic, Step
+from trainer.objectives.preset import Preset, paper
+from trainer.objectives.stages import ClipRange, Controller
 from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trainer.objectives.base import Domain, Preset, Step, paper
+from trainer.objectives.base import Domain, Step
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import RatioSurrogate, clip_of, clipped, log_ratio, report_clip, unit
 from trainer.objectives.reductions import completion_mean
 from trainer.objectives.stock import GROUP, SEQUENCES

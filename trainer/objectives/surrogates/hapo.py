@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import (
-    ClipRange,
-    Domain,
-    Normaliser,
-    ObjectivePart,
-    Preset,
-    Statistic,
-    Step,
-    TokenWeight,
-    paper,
-    statistic,
-)
+from trainer.objectives.base import Domain, ObjectivePart, Statistic, Step, statistic
 from trainer.objectives.common.group_norm import GroupNorm
+from trainer.objectives.preset import Preset, paper
 from trainer.objectives.ratio import clip_of, log_ratio
 from trainer.objectives.reductions import (
     completion_tokens,
@@ -28,6 +18,7 @@ from trainer.objectives.reductions import (
     nearest_quantile,
     valid_of,
 )
+from trainer.objectives.stages import ClipRange, Normaliser, TokenWeight
 from trainer.objectives.stock import TOKENS
 from trainer.part import setting
 
