@@ -66,6 +66,9 @@ def test_a_slider_redraws_the_picture(open_page, alice, analyst):
     eventually(page, f"count => {touched} === count", everything)
     page.click("[data-reset]")
     eventually(page, f"count => {touched} === count", few)
+    page.click(".picture-controls summary")
+    page.fill("#c-ppo_clip-dual_clip", "20")  # a folded setting is a control like the others
+    page.wait_for_selector("[data-name=dual_clip].is-moved")
     page.click("[data-view=entropy_change]")
     assert page.get_attribute("[data-view=entropy_change]", "aria-pressed") == "true"
     page.focus(".picture-plot[data-side=right]")
@@ -93,7 +96,7 @@ def test_every_formula_can_be_set(open_page, alice):
 
 
 @pytest.mark.parametrize("width", [1400, 420])
-@pytest.mark.parametrize("path", ["objectives/", "objectives/clip-cov/", "blocks/"])
+@pytest.mark.parametrize("path", ["objectives/clip-cov/", "blocks/"])
 def test_nothing_is_cut_off(open_page, alice, path, width):
     page = open_page(alice, f"/catalog/{path}", width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

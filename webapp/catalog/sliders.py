@@ -40,7 +40,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Sliders:
-    """Controls under one head; `folded` away: rarely wanted settings, and parts the method shares with GRPO."""
+    """Some controls of one part; `folded` away: rarely wanted settings, and parts the method shares with GRPO."""
 
     part: str
     title: str
@@ -49,18 +49,17 @@ class Sliders:
 
 
 def sliders(method: Method) -> list[Sliders]:
-    """Return the controls of every part that shapes the picture, the method's own parts first."""
+    """Return the controls of every part that shapes the picture."""
     own = {part.type for part in method.own or method.config.parts}  # of the baseline itself, everything
     found = []
     for part in method.config.parts:
-        title = describe_part(part)["title"]
         fields = fields_of(PARTS[part.type], part)
         if part.stage in QUIET:
             fields = [field for field in fields if field["knob"] and field["knob"] not in AIMS]
-        plain, rare = ([field for field in fields if field["advanced"] is rare] for rare in (False, True))
-        found.append(Sliders(part.type, title, controls_of(plain), part.type not in own))
-        found.append(Sliders(part.type, f"{title}: more", controls_of(rare), folded=True))
-    return sorted((group for group in found if group.controls), key=lambda group: group.folded)
+        for folded in (False, True):
+            its = [field for field in fields if (field["advanced"] or part.type not in own) is folded]
+            found.append(Sliders(part.type, describe_part(part)["title"], controls_of(its), folded))
+    return [group for group in found if group.controls]
 
 
 def controls_of(fields: list[dict[str, Any]]) -> list[Control]:

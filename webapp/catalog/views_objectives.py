@@ -53,6 +53,7 @@ def objective(request: Request, name: str) -> HttpResponse:
     """Show one method: formula, picture, pipeline, statistics, source, and the lab's runs with it."""
     method = method_of(name)
     runs = Run.objects.visible_to(request.user).filter(objective=name)
+    controls = sliders(method)
     context = {
         "method": method,
         "preset": method.preset,
@@ -62,7 +63,8 @@ def objective(request: Request, name: str) -> HttpResponse:
         "course": course_of(method.config, SCHEDULE_STEPS),
         "runs": runs.count(),
         "latest": runs.order_by("-created_at").only("id", "name", "state")[:5],
-        "sliders": sliders(method),
+        "sliders": controls,
+        "more": any(group.folded for group in controls),
         "scene": scene_controls(method, natural_scene(method.config)),
     }
     return render(request, "catalog/objective.html", context)

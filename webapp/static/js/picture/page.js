@@ -99,10 +99,10 @@ function legend(limit) {
   const swatch = (value) => {
     const box = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     box.setAttribute("class", "legend-swatch");
-    box.setAttribute("viewBox", "0 0 1 1");
+    box.setAttribute("viewBox", "0 0 18 13");
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     const fill = colourOf(value, limit);
-    for (const [key, word] of Object.entries({ width: 1, height: 1, class: fill ? "" : "is-zero", ...(fill ? { fill } : {}) })) rect.setAttribute(key, word);
+    for (const [key, word] of Object.entries({ width: 18, height: 13, class: fill ? "" : "is-zero", ...(fill ? { fill } : {}) })) rect.setAttribute(key, word);
     box.append(rect);
     return box;
   };
