@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from trainer.config import RunConfig
 from trainer.estimate import estimate
-from webapp.runs import checks
+from trainer.model_files import ModelInfo
 from webapp.runs.models import Run, State, Worker
 
 LOOKED_AT = 20  # newest earlier runs
@@ -32,7 +32,8 @@ class Duration:
 
 def tokens_of(config: RunConfig) -> int:
     """Return the completion tokens that a run generates at most, evaluations included."""
-    cost = estimate(config, checks.model_of(config), None)
+    # They do not depend on the model, whose files would have to be read.
+    cost = estimate(config, ModelInfo(source=config.model.source, kind="unread"), None)
     return cost.max_tokens + cost.evaluation_completions * config.sampling.max_completion_tokens
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 
@@ -200,7 +200,8 @@ def _cells(start: Start, parameters: list[Parameter]) -> list[_Cell]:
     for values in product(*(parameter.values for parameter in had)):
         chosen = {parameter.path: value for parameter, value in zip(had, values, strict=True)}
         typed = {start.settings[path].place: _text(start.settings[path], value) for path, value in chosen.items()}
-        cells.append(_Cell(start, chosen, RunForm(start.form.data | typed).judged()))
+        form = RunForm(start.form.data | typed).judged() if typed else replace(start.form, errors={**start.form.errors})
+        cells.append(_Cell(start, chosen, form))
     return cells
 
 
