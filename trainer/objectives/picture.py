@@ -28,7 +28,7 @@ SAMPLES = 8  # completions of a group, and completions that hold a kind of token
 REPEATS = 2  # tokens of a completion whose tokens are all alike
 STEPS = 100
 MARKS = ("planning", "trigger", "off_policy")
-STAND_INS = ("attention_entropy", "formula_novelty", "embedding", "gradient_feature", "teacher_kl")
+EXACT = ("correct", "answer", "trajectory", "turn", "task", "hellinger")  # what the made-up step itself decides
 DIRECTIONS = 8  # of made-up vectors
 ANSWERS = ("reward_shaper", "normaliser", "sequence_multiplier")  # stages that weigh whole answers
 
@@ -138,7 +138,7 @@ def picture(objective: ObjectiveConfig, scene: Scene) -> dict[str, Any]:
         "views": {name: {side: _listed(values) for side, values in both.items()} for name, both in sides.items()},
         "advantage": {side: float(values.mean()) for side, values in advantage.items()},
         "metrics": {name: value for name, value in outcome.metrics.items() if name != "objective/loss"},
-        "stand_ins": sorted(machine.needs.intersection(STAND_INS)),
+        "stand_ins": sorted(filter(_stands_in, machine.needs)),
     }
 
 
@@ -237,6 +237,13 @@ def _extra(
     if name == "teacher_logprob":
         return batch.need("old_logprob")
     return torch.zeros(tokens if info.domain == "token" else sequences, dtype=torch.float64)
+
+
+def _stands_in(name: str) -> bool:
+    """Return whether a statistic is neither of the grid's distributions nor of the made-up step."""
+    info = STATISTICS[name]
+    of_grid = info.core or (info.supplier == "head" and not info.width)
+    return not of_grid and name not in (*MARKS, *EXACT)
 
 
 def entropy_change(machine: Objective, ground: Grid, stage: Stage, outcome: Outcome) -> dict[str, Tensor]:

@@ -125,6 +125,11 @@ def test_the_share_of_right_answers_moves_the_advantage() -> None:
     assert hard["right"] > easy["right"] > 0 > hard["wrong"] > easy["wrong"]
 
 
+def test_what_is_made_up_is_named() -> None:
+    assert picture(config("dgpo"), Scene())["stand_ins"] == []  # both policies are at hand
+    assert picture(config("dsdr"), Scene())["stand_ins"] == ["embedding", "formula_novelty"]
+
+
 def finite(shown: dict) -> None:
     json.dumps(shown, allow_nan=False)
     for view, sides in shown["views"].items():
