@@ -179,8 +179,8 @@ def report(out: Path, presets: list[str], refused: dict[str, str], seeds: list[i
 {WHAT.format(steps=STEPS, seeds=len(seeds), last=LAST)}
 
 `make bench-objectives`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} shared cores without a GPU; CPU seconds per
-step include both evaluations. Initial entropy {statistics.fmean(starts):.3f} nats. "error" is how far entropy was outside
-its target band, where the objective has one. Objectives marked * are experimental (something had to be assumed).
+step include both evaluations. Initial entropy {statistics.fmean(starts):.3f} nats. "error" is how far entropy was
+outside its target band, where the objective has one. Objectives marked * are experimental (something was assumed).
 
 {table({name: found for name, found in rows.items() if found})}
 
