@@ -11,7 +11,9 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +24,7 @@ from _shared import machine, quantile, table
 from trainer.config import RunConfig
 from trainer.objectives import PRESETS, ObjectiveConfig, Step
 from trainer.recorder import METADATA, RECORDED, SCHEMA, describe
-from trainer.whatif import effect, packed, read, row
-from trainer.whatif import table as rows_of
-from trainer.whatif.effect import plain
+from trainer.whatif import Recording, effect, packed, read, row
 
 GROUP = 16  # completions of one prompt
 
@@ -94,34 +94,46 @@ def main() -> None:
 
 
 def measure(path: Path, threads: int) -> None:
-    began = time.perf_counter()
-    recording = read(path)
-    reading = time.perf_counter() - began
-    seconds = {}
+    recording, reading = timed(lambda: read(path))
+    each = {}
     for name in PRESETS:
-        began = time.perf_counter()
-        if not row(recording, ObjectiveConfig(preset=name), reference=1.0).refused:
-            seconds[name] = time.perf_counter() - began
-    began = time.perf_counter()
-    done = effect(recording, ObjectiveConfig(preset="clip-cov"))
-    shown = row(recording, ObjectiveConfig(preset="clip-cov"), done=done, reference=float(plain(recording).abs().sum()))
-    size = len(packed(recording, done, shown))
-    one = time.perf_counter() - began
-    began = time.perf_counter()
-    count = sum(not one.refused for one in rows_of(recording))
-    whole = time.perf_counter() - began
-    slowest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:5]
+        shown, spent = timed(lambda name=name: row(recording, ObjectiveConfig(preset=name), reference=1.0))
+        if not shown.refused:
+            each[name] = spent
+    answer, one = timed(lambda: answered(recording))
+    whole = tuple(map(sum, zip(*each.values(), strict=True)))
+    slowest = sorted(each, key=each.__getitem__, reverse=True)[:3]
+    median = tuple(quantile([spent[at] for spent in each.values()], 0.5) for at in (0, 1))
     rows = [
-        ("rollout file", f"{path.stat().st_size / 2**20:.0f} MiB"),
-        ("read it", f"{reading:.1f} s"),
-        ("one objective, tokens and figures (clip-cov)", f"{one:.1f} s"),
-        ("its answer", f"{size / 2**20:.1f} MiB"),
-        ("a preset's figures, median", f"{quantile(list(seconds.values()), 0.5):.2f} s"),
-        *((f"slowest: {name}", f"{seconds[name]:.2f} s") for name in slowest),
-        (f"the table, {count} objectives", f"{whole:.0f} s"),
-        ("memory, peak", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"),
+        ("read the file", *seconds(reading)),
+        ("one objective, tokens and figures (clip-cov)", *seconds(one)),
+        ("a preset's figures, median", *seconds(median)),
+        *((f"slowest: {name}", *seconds(each[name])) for name in slowest),
+        (f"the table, {len(each)} objectives", *seconds(whole)),
     ]
-    print(table([f"{recording.batch.tokens:,} tokens, {threads} threads", ""], rows))
+    print(table([f"{recording.batch.tokens:,} tokens, {threads} threads", "wall, s", "CPU, s"], rows))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"\nFile {path.stat().st_size / 2**20:.0f} MiB, answer {len(answer) / 2**20:.0f} MiB, memory {memory:.1f} GiB."
+    )
+
+
+def answered(recording: Recording) -> bytes:
+    """Do what the worker does for one objective."""
+    config = ObjectiveConfig(preset="clip-cov")
+    done = effect(recording, config)
+    return packed(recording, done, row(recording, config, done=done))
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """Return a result with its wall and CPU seconds; the machine may be shared."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    return found, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def seconds(spent: tuple[float, float]) -> list[str]:
+    return [f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in spent]
 
 
 if __name__ == "__main__":

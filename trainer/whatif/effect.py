@@ -92,7 +92,11 @@ def _of_own(recording: Recording, fallback: Tensor) -> Tensor:
 
 
 def plain(recording: Recording) -> Tensor:
-    """Return the weights of plain on-policy GRPO, [N]: the group advantage of every token that counts."""
+    """Return the gradient of plain on-policy GRPO, [N], scaled as `Effect.gradient`: the group advantage of each token.
+
+    Tokens that do not count, of ungraded and auxiliary completions, get 0 and leave the denominator.
+    """
     machine = Objective(ObjectiveConfig(preset="grpo"))
     prepared = machine.prepare(recording.supply(machine), dataclasses.replace(recording.step, knobs={}, metrics={}))
-    return prepared.need("advantage") * prepared.need("mask")
+    mask = prepared.need("mask")
+    return prepared.need("advantage") * mask * len(mask) / mask.sum().clamp(min=1)

@@ -25,7 +25,7 @@ from trainer.objectives import ObjectiveConfig
 from webapp import queue
 from webapp.runs.models import Run
 
-LIMIT = 300  # seconds a worker may compute
+LIMIT = 600  # seconds a worker may compute
 WAITING, WORKING, FAILED = "waiting", "working", "failed"
 ASK_AGAIN = 60  # seconds after which a question that no worker took is sent again, as rings expire
 SILENT = 20  # seconds after which the page is told that no worker answers

@@ -261,8 +261,27 @@ def test_recorded_weights_tell_what_the_run_did(tmp_path: Path) -> None:
 
 
 def test_an_ungraded_completion_teaches_nothing(tmp_path: Path) -> None:
-    found = effect(read(four_tokens(tmp_path / "s-3.parquet", reward=[1.0, None])), ObjectiveConfig(preset="grpo"))
+    recording = read(four_tokens(tmp_path / "s-3.parquet", reward=[1.0, None]))
+    found = effect(recording, ObjectiveConfig(preset="grpo"))
     assert [KINDS[kind] for kind in found.kind][2:] == ["masked", "masked"]
+
+
+def test_plain_grpo_is_the_measure_of_mass_whatever_counts(tmp_path: Path) -> None:
+    """An ungraded completion and one drawn at another temperature leave GRPO's denominator; its mass stays 1."""
+    rows = {
+        "group": [0, 0, 0, 0],
+        "sample": [0, 1, 2, 3],
+        "reward": [1.0, 0.0, None, 1.0],
+        "flags": [[0] * 2] * 3 + [[4] * 2],
+    }
+    path = four_tokens(tmp_path / "s-3.parquet")
+    doubled = pq.read_table(path).to_pydict()
+    columns = {name: [*values, *values] for name, values in doubled.items()} | rows
+    recording = read(four_tokens(path, **columns))
+    shown = row(recording, ObjectiveConfig(preset="grpo"))
+    assert recording.batch.auxiliary.tolist() == [False, False, False, True]
+    assert shown.mass == pytest.approx(1)
+    assert (shown.touched, shown.masked) == (0.5, 0.5)
 
 
 def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
