@@ -92,13 +92,17 @@ def completion_mean(values: Tensor, batch: TokenBatch) -> Tensor:
 
 def completion_rank(values: Tensor, batch: TokenBatch) -> Tensor:
     """Return the ascending rank of each token among those of its completion that count, [N] from 0; -1 for others."""
-    counts, places = counts_of(batch), torch.arange(values.shape[0], device=values.device)
-    order = torch.argsort(torch.where(counts, values, torch.inf), stable=True)  # those that do not count come last
-    order = order[torch.argsort(batch.sequence[order], stable=True)]  # by completion, then by value
     tokens = torch.bincount(batch.sequence, minlength=batch.sequences)
-    rank = torch.empty_like(places)
-    rank[order] = places - (tokens.cumsum(0) - tokens)[batch.sequence[order]]
-    return torch.where(counts, rank, -1)
+    if not values.shape[0]:
+        return torch.zeros_like(batch.sequence)
+    place = torch.arange(len(values), device=values.device) - (tokens.cumsum(0) - tokens)[batch.sequence]
+    cell = batch.sequence, place
+    # rows sorted side by side are several times as fast as one sort of millions
+    rows = values.new_full((batch.sequences, int(tokens.max())), torch.inf)
+    rows[cell] = torch.where(counts_of(batch), values.detach(), torch.inf)  # those that do not count come last
+    order = rows.argsort(1, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(rows.shape[1], device=rows.device).expand_as(order))
+    return torch.where(counts_of(batch), rank[cell], -1)
 
 
 def completion_ranked(values: Tensor, rank: Tensor, batch: TokenBatch, wanted: Tensor) -> Tensor:
