@@ -100,7 +100,7 @@ def completion_rank(values: Tensor, batch: TokenBatch) -> Tensor:
     # rows sorted side by side are several times as fast as one sort of millions
     rows = values.new_full((batch.sequences, int(tokens.max())), torch.inf)
     rows[cell] = torch.where(counts_of(batch), values.detach(), torch.inf)  # those that do not count come last
-    order = rows.argsort(1, stable=True)
+    order = rows.argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(rows.shape[1], device=rows.device).expand_as(order))
     return torch.where(counts_of(batch), rank[cell], -1)
 
