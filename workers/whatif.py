@@ -21,7 +21,7 @@ from webapp.runs import whatif
 
 log = logging.getLogger(__name__)
 
-THREADS = 2  # of torch: more hardly help vectors of this size
+THREADS = 2  # of torch: more hardly help vectors of this size, and two of these processes run
 
 
 @shared_task(name=queue.WHATIF, soft_time_limit=whatif.LIMIT, time_limit=whatif.LIMIT + 10)
@@ -78,7 +78,7 @@ def _tokens(folder: RunFolder, step: int, run_id: str, key: str, objective: dict
 def _calm() -> None:
     import torch
 
-    torch.set_num_threads(min(THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(max(1, min(THREADS, (os.cpu_count() or 1) // 2)))
 
 
 def _sentence(error: Exception, step: int) -> tuple[str, str]:
