@@ -18,13 +18,15 @@ from typing import Any
 ENTROPY, POLICY, ACTUATOR, DRIFT = range(4)
 Matrix = list[list[float]]
 
-LEVEL_NOISE = 0.005  # what one step adds unpredictably, as a share of the entropy
-DRIFT_NOISE = 0.0007  # how far the drift wanders in a step, as a share of the entropy
+LEVEL_NOISE = 0.015  # what one step adds unpredictably, as a share of the entropy
+DRIFT_NOISE = 0.004  # how far the drift wanders in a step, as a share of the entropy
 GAIN_NOISE = 0.02  # how far the gains wander in a step, as a share
-DRIFT_PRIOR = 0.003  # share of the entropy in a step
+DRIFT_PRIOR = 0.01  # share of the entropy in a step
 SURPRISE = 4.0  # an innovation counts up to so many of its standard deviations
-GAIN_RANGE = 30.0  # the actuator's gain stays within this factor of its prior
-POLICY_RANGE = (-1.0, 10.0)
+GAIN_RANGE = 1000.0  # the actuator's gain stays within this factor of its prior
+LEAST_LUCK = 0.01  # share of the stated variance that is believed at least
+LEARN_LUCK = 0.05  # weight of the last innovation in that share
+POLICY_RANGE = (0.0, 10.0)
 
 
 def born(entropy: float, variance: float, *, policy_gain: float, gain: float, sure: float) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def born(entropy: float, variance: float, *, policy_gain: float, gain: float, su
         "mean": [entropy, policy_gain, math.log(gain), 0.0],
         "covariance": [[value if i == j else 0.0 for j in range(4)] for i, value in enumerate(diagonal)],
         "prior": math.log(gain),
+        "luck": 1.0,  # share of the stated variance that innovations show: far below 1 where prompts come again
+        "seen": 0,
     }
 
 
@@ -57,9 +61,13 @@ def predicted(state: dict[str, Any], policy: float, actuator: float) -> dict[str
 
 
 def corrected(state: dict[str, Any], measured: float, variance: float) -> dict[str, Any]:
-    """Return the state after a measurement of the entropy (nats) with this variance (nats^2)."""
+    """Return the state after a measurement of the entropy (nats) that is stated to vary so much (nats^2)."""
     mean, before = list(state["mean"]), state["covariance"]
-    total = before[ENTROPY][ENTROPY] + variance
+    seen, luck = state["seen"] + 1, state["luck"]
+    if variance > 0:
+        share = ((measured - mean[ENTROPY]) ** 2 - before[ENTROPY][ENTROPY]) / variance
+        luck += max(1 / (1 + seen), LEARN_LUCK) * (min(max(share, 0.0), SURPRISE) - luck)
+    total = before[ENTROPY][ENTROPY] + min(max(luck, LEAST_LUCK), 1.0) * variance
     if total <= 0:
         return state
     limit = SURPRISE * math.sqrt(total)
@@ -71,4 +79,4 @@ def corrected(state: dict[str, Any], measured: float, variance: float) -> dict[s
     mean[POLICY] = min(max(mean[POLICY], POLICY_RANGE[0]), POLICY_RANGE[1])
     reach = math.log(GAIN_RANGE)
     mean[ACTUATOR] = min(max(mean[ACTUATOR], state["prior"] - reach), state["prior"] + reach)
-    return {**state, "mean": mean, "covariance": after}
+    return {**state, "mean": mean, "covariance": after, "luck": luck, "seen": seen}

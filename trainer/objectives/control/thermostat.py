@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from trainer.objectives.base import Observation, Outcome, Preset, Reference, Statistic, Step
+from trainer.objectives.base import Observation, Outcome, Statistic, Step
 from trainer.objectives.control import observer
 from trainer.objectives.control.actuators import ACTUATORS, Actuator, Kind
 from trainer.objectives.control.flow import flows, variance_of_mean
 from trainer.objectives.control.target import ScheduledTarget
 from trainer.objectives.entropy_change.first_order import CHANGE_NEEDS
+from trainer.objectives.preset import Preset, Reference
 from trainer.objectives.stock import BONUS, CLIP, GROUP, TOKENS
 from trainer.part import setting
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 SMALLEST = 0.05  # nats; a target below it counts as this in relative errors
 GUARD_MARGIN = 1.2  # entropy this far above its target, rising, with falling reward, is an explosion
 PATIENCE = 20  # steps at a limit, with the target out of reach, before a person is told
+PROGRESS = 0.8  # an error that shrank below this share of itself meanwhile is on its way
 NEAR = 0.05  # relative error below which a limit does no harm
 SECOND = 0.95  # decay of the mean square gradient: optimisers of Adam's kind divide by its root
-CALM = 0.9  # decay of the flows expected for the steps to come
+CALM = 0.8  # decay of the flows expected for the steps to come
 RECENT = 0.96  # decay of the mean error
 
 
@@ -56,7 +58,7 @@ class Thermostat(ScheduledTarget):
     )
     floor: float | None = setting(
         None,
-        help="Lowest value of the actuator; empty takes -0.3 (bonus), -0.9 (balances) or 0.5 (temperature).",
+        help="Lowest value of the actuator; empty takes -0.2 (bonus), -0.9 (balances) or 0.5 (temperature).",
         ge=-1,
     )
     slew: float | None = setting(
@@ -68,7 +70,7 @@ class Thermostat(ScheduledTarget):
         advanced=True,
     )
     horizon: int = setting(
-        8,
+        10,
         help="Steps ahead at which entropy is to meet its course; fewer act faster and shake more. The temperature "
         "acts at once and needs none.",
         unit="steps",
@@ -76,8 +78,16 @@ class Thermostat(ScheduledTarget):
         le=1000,
         advanced=True,
     )
+    pace: float = setting(
+        0.03,
+        help="Fastest approach to a target: share of the present entropy in a step. Optimisers like Adam overshoot "
+        "when driven harder.",
+        gt=0,
+        le=10,
+        advanced=True,
+    )
     momentum: float = setting(
-        0.7,
+        0.85,
         help="Share of a gradient's effect that comes after its own step; somewhat below the optimiser's beta1.",
         ge=0,
         lt=1,
@@ -138,6 +148,7 @@ class Thermostat(ScheduledTarget):
             "scale": 1.0,  # what a flow counts: learning rate over gradient norm
             "position": None,  # where the actuator stood in the last step
             "held": 0,  # steps at a limit with the target out of reach
+            "far": 0.0,  # the relative error when that began
             "figures": {},
             "entropies": [],
             "rewards": [],
@@ -214,9 +225,9 @@ class Thermostat(ScheduledTarget):
             reach, origin = gain * authority, position
         else:
             late = self._late()  # steps' worth of flow that is still in the momentum
-            steps = 1 + self.horizon
-            own = policy * (1 + late) + expected * (self.horizon - late)
-            missing = aim - entropy - policy_gain * scale * own - drift * steps - gain * scale * actuator * (1 + late)
+            own = policy_gain * scale * (policy * (1 + late) + expected * (self.horizon - late))
+            left = entropy + own + drift * (1 + self.horizon) + gain * scale * actuator * (1 + late)  # with it at rest
+            missing = self._paced(aim, entropy, left) - left
             reach, origin = gain * scale * authority * (self.horizon - late), 0.0
         if abs(reach) < 1e-9:
             return value, value  # nothing to turn: no learning rate, or no token that the actuator touches
@@ -225,6 +236,12 @@ class Thermostat(ScheduledTarget):
         allowed = min(max(wanted, low), high)
         allowed = min(max(allowed, position - slew), position + slew)
         return device.value(allowed), device.value(min(max(wanted, -20.0), 20.0))
+
+    def _paced(self, aim: float, entropy: float, left: float) -> float:
+        """Return the aim, no further than the pace allows; where entropy goes by itself it may go at any pace."""
+        most = (1 + self.pace) ** (1 + self.horizon)
+        lowest, highest = min(entropy / most, left), max(max(entropy, SMALLEST) * most, left)
+        return min(max(aim, lowest), highest)
 
     def _late(self) -> float:
         """Return how many steps' worth of the present flow the momentum gives back within the horizon."""
@@ -240,6 +257,10 @@ class Thermostat(ScheduledTarget):
         low, high = self.limits
         pinned = (chosen >= high and wanted > high) or (chosen <= low and wanted < low)
         held = state["held"] + 1 if pinned and abs(error) > NEAR else 0
+        far = abs(error) if held == 1 else state["far"]
+        stuck = held == PATIENCE and abs(error) > PROGRESS * far
+        if held == PATIENCE and not stuck:  # a limit that only makes the way long is no news: look again later
+            held = 0
         absolute = abs(seen.entropy - target) / scale
         before = old.get("objective/thermostat_mean_error", absolute)
         figures = {
@@ -252,8 +273,8 @@ class Thermostat(ScheduledTarget):
             "objective/thermostat_drift": mean[observer.DRIFT],
             "objective/thermostat_saturated": float(pinned),
         }
-        alert = self._out_of_reach(chosen, chosen >= high, error, target) if held == PATIENCE else ""
-        return {**state, "held": held, "figures": figures, "alert": alert}
+        alert = self._out_of_reach(chosen, chosen >= high, error, target) if stuck else ""
+        return {**state, "held": held, "far": far, "figures": figures, "alert": alert}
 
     def _out_of_reach(self, value: float, at_cap: bool, error: float, target: float) -> str:
         limit, turn = ("cap", "raise cap") if at_cap else ("floor", "lower floor")
