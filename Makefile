@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # e.g. make demo UP="--port 8080"
 UP ?=
 
-.PHONY: demo up install test check format docs chromium bench bench-objectives gpu-check help
+.PHONY: demo up install test check format docs chromium bench bench-objectives bench-thermostat gpu-check help
 
 help:
 	@echo "make demo       install, start everything, launch the demo run, print its page"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs       docs/catalogue.md anew, from the declarations of objectives"
 	@echo "make bench      latency and page benchmarks"
 	@echo "make bench-objectives  the league of objectives (an hour)"
+	@echo "make bench-thermostat  the thermostat beside four other methods (two hours)"
 	@echo "make gpu-check  GPU tests and a short GPU run; skips politely without a GPU"
 
 demo: install
@@ -73,6 +74,10 @@ bench: install
 # The league trains every objective, three seeds: about an hour on two cores; it goes on where it was interrupted.
 bench-objectives: install
 	$(BIN)/python bench/objectives_league.py
+
+# Nine methods on seven courses; it goes on where it was interrupted.
+bench-thermostat: install
+	$(BIN)/python bench/thermostat.py
 
 gpu-check: install
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -44,7 +44,7 @@ COURSES: dict[str, Points] = {  # (share of the run, multiple of the initial ent
     "1× to 2×": [(0, 1.0), (1, 2.0)],
     "drawn": [(0, 1.0), (0.25, 1.4), (0.5, 1.0), (0.75, 0.6), (1, 1.0)],
 }
-THERMOSTATS: dict[str, list[dict[str, Any]]] = {
+THERMOSTATS: dict[str, list[Any]] = {
     "bonus": [{"type": "entropy_bonus"}],
     "polarity": [{"type": "polarity_balance"}],
     "sign": [{"type": "sign_balance"}],
@@ -65,16 +65,17 @@ METHODS = (
 
 def objective(method: str, course: Points, initial: float) -> dict[str, Any]:
     """Return the objective of a method; `course` in nats for those that take one."""
-    points = [[x, multiple * initial] for x, multiple in course]
+    points: list[Any] = [[x, multiple * initial] for x, multiple in course]
     kind, _, actuator = method.partition(": ")
     if kind == "thermostat":
-        part = {"type": "thermostat", "actuator": actuator, "measure": "nats", "schedule": "drawn", "points": points}
+        part: Any = {"type": "thermostat", "actuator": actuator, "measure": "nats"}
+        part |= {"schedule": "drawn", "points": points}
         return {"preset": "grpo", "parts": [*THERMOSTATS[actuator], part]}
     if method == "Entrocraft":  # a band of 5 % of the initial entropy on either side
         part = {"type": "entrocraft", "schedule": "drawn", "points": points, "width": 0.1 * initial}
         return {"preset": "entrocraft", "parts": [part]}
     preset = {"AEPO": "aepo", "SCOPE-RL": "scope-rl"}.get(method, "skywork-adaptive")
-    faster = {"type": "skywork", "delta": 0.02, "highest": 1.0}
+    faster: Any = {"type": "skywork", "delta": 0.02, "highest": 1.0}
     return {"preset": preset, "parts": [faster] if method == "Skywork, faster" else []}
 
 

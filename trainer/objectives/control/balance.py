@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.objectives.base import Statistic, Step
 from trainer.objectives.entropy_change.first_order import CHANGE_NEEDS, change
-from trainer.objectives.preset import Preset
+from trainer.objectives.preset import Preset, Reference
 from trainer.objectives.stages import TokenWeight
+from trainer.objectives.stock import CLIP, GROUP, TOKENS
 from trainer.part import setting
 
 if TYPE_CHECKING:
@@ -64,4 +65,15 @@ class SignBalance(TokenWeight):
 
 
 PARTS = (PolarityBalance, SignBalance)
-PRESETS: tuple[Preset, ...] = ()
+PRESETS = (
+    Preset(
+        name="entropy-target-polarity",
+        title="Target entropy by polarity",
+        summary="The thermostat without an entropy term: tokens whose update raises entropy at their own position "
+        "count more, and those that lower it less, as much as the target asks for.",
+        when="As target entropy, where the policy should move only along its rewards.",
+        reference=Reference(title="Isentrope's own controller; see docs/objectives.md"),
+        confidence="own",
+        parts=[GROUP, {"type": "polarity_balance"}, CLIP, TOKENS, {"type": "thermostat", "actuator": "polarity"}],
+    ),
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from trainer.objectives.base import Observation, Outcome, Statistic, Step
-from trainer.objectives.control import observer
+from trainer.objectives.control import guard, observer
 from trainer.objectives.control.actuators import ACTUATORS, Actuator, Kind
 from trainer.objectives.control.flow import flows, variance_of_mean
 from trainer.objectives.control.target import ScheduledTarget
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from trainer.batch import TokenBatch
 
 SMALLEST = 0.05  # nats; a target below it counts as this in relative errors
-GUARD_MARGIN = 1.2  # entropy this far above its target, rising, with falling reward, is an explosion
 PATIENCE = 20  # steps at a limit, with the target out of reach, before a person is told
 PROGRESS = 0.8  # an error that shrank below this share of itself meanwhile is on its way
 NEAR = 0.05  # relative error below which a limit does no harm
@@ -168,7 +166,7 @@ class Thermostat(ScheduledTarget):
             return state, {}
         target = self.ahead(state, seen, knobs, 1)
         state["set"] = target
-        if self._exploding(state, value, target):
+        if value > self.device.rest and guard.exploding(state, self.guard_steps, target):
             state |= {"entropies": [], "rewards": [], "held": 0}
             state["alert"] = (
                 f"Entropy ran away upwards while reward fell: {self.device.said} was cut to {self.device.rest:g}."
@@ -187,12 +185,16 @@ class Thermostat(ScheduledTarget):
             born = observer.born(
                 seen.entropy, max(variance, 1e-12), policy_gain=device.gain, gain=device.gain, sure=device.sure
             )
-            return {**state, "filter": born, **self._window(state, seen)}
+            return {**state, "filter": born, **guard.remembered(state, seen, self.guard_steps)}
         policy, actuator = (flow * state["scale"] for flow in state["flow"])
         if device.logarithmic:
             actuator = state["expected"][1] * (position - state["position"])
         known = observer.predicted(known, policy, actuator)
-        return {**state, "filter": observer.corrected(known, seen.entropy, variance), **self._window(state, seen)}
+        return {
+            **state,
+            "filter": observer.corrected(known, seen.entropy, variance),
+            **guard.remembered(state, seen, self.guard_steps),
+        }
 
     def _moved(self, state: dict[str, Any], seen: Observation, position: float) -> dict[str, Any]:
         """Return the state with the flows of this step's update."""
@@ -284,21 +286,6 @@ class Thermostat(ScheduledTarget):
             f"{turn}, choose another actuator, or a nearer target."
         )
 
-    def _window(self, state: dict[str, Any], seen: Observation) -> dict[str, Any]:
-        window = 2 * self.guard_steps
-        return {
-            "entropies": [*state["entropies"], seen.entropy][-window:] if window else [],
-            "rewards": [*state["rewards"], seen.reward][-window:] if window else [],
-        }
-
-    def _exploding(self, state: dict[str, Any], value: float, target: float) -> bool:
-        """Return whether entropy rose above its target over the window while reward fell, under a raised actuator."""
-        window = self.guard_steps
-        if not window or len(state["entropies"]) < 2 * window or value <= self.device.rest:
-            return False
-        entropy, reward = ([fmean(state[key][:window]), fmean(state[key][window:])] for key in ("entropies", "rewards"))
-        return entropy[1] > max(entropy[0], GUARD_MARGIN * target) and reward[1] < reward[0]
-
     def report(self, state: dict[str, Any]) -> dict[str, float]:
         return state.get("figures", {})
 
@@ -307,6 +294,7 @@ class Thermostat(ScheduledTarget):
 
 
 PARTS = (Thermostat,)
+OURS = Reference(title="Isentrope's own controller; see docs/objectives.md")
 PRESETS = (
     Preset(
         name="entropy-target",
@@ -315,8 +303,18 @@ PRESETS = (
         "coefficient after every step from the predicted change of entropy. The target may follow a drawn course and "
         "can be steered while the run is alive. A dial for diversity, no promise of higher reward.",
         when="You want entropy to be where you say, and to change it on the way.",
-        reference=Reference(title="Isentrope's own controller; see docs/objectives.md"),
+        reference=OURS,
         confidence="own",
         parts=[GROUP, CLIP, BONUS, TOKENS, {"type": "thermostat"}],
+    ),
+    Preset(
+        name="entropy-target-temperature",
+        title="Target entropy by temperature",
+        summary="The thermostat sets the temperature that is sampled and trained at: the entropy of what the run sees "
+        "stays on its course whatever the weights do. At temperature 1 the policy's own entropy still moves.",
+        when="You want steady exploration, and no change to the loss.",
+        reference=OURS,
+        confidence="own",
+        parts=[GROUP, CLIP, TOKENS, {"type": "thermostat", "actuator": "temperature"}],
     ),
 )
