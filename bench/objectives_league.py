@@ -212,7 +212,7 @@ def main() -> None:
             config(preset, 0)
             presets.append(preset)
         except ConfigError as error:
-            refused[preset] = str(error).removeprefix("objective.parts: ").partition("; the trainer")[0]
+            refused[preset] = str(error).split("objective.parts: ")[-1].partition("; the trainer")[0]
     train_all([(preset, seed) for seed in options.seeds for preset in presets], options.out, options.jobs)
     learned = options.write.read_text() if options.write.exists() else ""
     learned = learned.partition("## What was learned\n")[2].partition("## Not run")[0]
