@@ -253,7 +253,8 @@ WIDTH, HEIGHT, GAP, TOP = 150, 90, 16, 2.4  # of a panel, pixels; TOP in multipl
 def picture(out: Path, initial: float, seed: int = 0) -> str:
     """Return an SVG of every method (row) on every course (column): entropy over the run against its target."""
     parts = []
-    for row, method in enumerate(METHODS):
+    methods = [method for method in METHODS if any(file_of(out, method, course, seed).exists() for course in COURSES)]
+    for row, method in enumerate(methods):
         y = 30 + row * (HEIGHT + GAP)
         parts.append(f'<text x="0" y="{y - 4}">{method}</text>')
         for column, course in enumerate(COURSES):
@@ -265,7 +266,7 @@ def picture(out: Path, initial: float, seed: int = 0) -> str:
             if file.exists():
                 run = json.loads(file.read_text())
                 parts.append(line(run["target"], initial, x, y, "aim") + line(run["entropy/mean"], initial, x, y, "is"))
-    width, height = len(COURSES) * (WIDTH + 6), 30 + len(METHODS) * (HEIGHT + GAP)
+    width, height = len(COURSES) * (WIDTH + 6), 30 + len(methods) * (HEIGHT + GAP)
     style = (
         "text{font:11px sans-serif;fill:#333}.frame{fill:#fff;stroke:#bbb}"
         ".aim{fill:none;stroke:#d08a00;stroke-width:1.5}.is{fill:none;stroke:#1f5fbf;stroke-width:1}"
