@@ -94,7 +94,8 @@ def test_the_integral_does_not_wind_up_while_the_cap_holds() -> None:
 
     _, course, _ = simulate(machine, steer=steer)
     assert course[99]["entropy_coefficient"] == pytest.approx(0.05)
-    assert course[103]["entropy_coefficient"] < 0.02  # lets go within the slew limit, not after a hundred steps
+    # lets go within the slew limit, not after a hundred steps
+    assert min(knobs["entropy_coefficient"] for knobs in course[100:104]) < 0
 
 
 def test_a_steered_target_overrides_the_schedule_from_then_on() -> None:

@@ -37,7 +37,7 @@ class Actuator:
 
 
 ACTUATORS: dict[Kind, Actuator] = {
-    "bonus": Actuator("entropy_coefficient", "entropy_bonus", "the entropy coefficient", 0.0, -0.2, 1.0, 0.1),
+    "bonus": Actuator("entropy_coefficient", "entropy_bonus", "the entropy coefficient", 0.0, -0.5, 1.0, 0.25),
     "polarity": Actuator("polarity_balance", "polarity_balance", "the polarity balance", 0.0, -0.9, 0.9, 0.2),
     "sign": Actuator("sign_balance", "sign_balance", "the sign balance", 0.0, -0.9, 0.9, 0.2),
     "temperature": Actuator(

@@ -18,8 +18,8 @@ from typing import Any
 ENTROPY, POLICY, ACTUATOR, DRIFT = range(4)
 Matrix = list[list[float]]
 
-LEVEL_NOISE = 0.015  # what one step adds unpredictably, as a share of the entropy
-DRIFT_NOISE = 0.004  # how far the drift wanders in a step, as a share of the entropy
+LEVEL_NOISE = 0.004  # what one step adds unpredictably, as a share of the entropy
+DRIFT_NOISE = 0.005  # how far the drift wanders in a step, as a share of the entropy
 GAIN_NOISE = 0.02  # how far the gains wander in a step, as a share
 DRIFT_PRIOR = 0.01  # share of the entropy in a step
 SURPRISE = 4.0  # an innovation counts up to so many of its standard deviations

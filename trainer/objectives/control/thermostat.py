@@ -56,19 +56,19 @@ class Thermostat(ScheduledTarget):
     )
     floor: float | None = setting(
         None,
-        help="Lowest value of the actuator; empty takes -0.2 (bonus), -0.9 (balances) or 0.5 (temperature).",
+        help="Lowest value of the actuator; empty takes -0.5 (bonus), -0.9 (balances) or 0.5 (temperature).",
         ge=-1,
     )
     slew: float | None = setting(
         None,
-        help="Largest change of the actuator in a step, of its log for the temperature; empty takes 0.1, or 0.2 for "
-        "the balances.",
+        help="Largest change of the actuator in a step, of its log for the temperature; empty takes 0.25 (bonus), 0.1 "
+        "(temperature) or 0.2 (balances).",
         gt=0,
         le=10,
         advanced=True,
     )
     horizon: int = setting(
-        10,
+        5,
         help="Steps ahead at which entropy is to meet its course; fewer act faster and shake more. The temperature "
         "acts at once and needs none.",
         unit="steps",
@@ -77,7 +77,7 @@ class Thermostat(ScheduledTarget):
         advanced=True,
     )
     pace: float = setting(
-        0.03,
+        0.05,
         help="Fastest approach to a target: share of the present entropy in a step. Optimisers like Adam overshoot "
         "when driven harder.",
         gt=0,
@@ -85,7 +85,7 @@ class Thermostat(ScheduledTarget):
         advanced=True,
     )
     momentum: float = setting(
-        0.85,
+        0.8,
         help="Share of a gradient's effect that comes after its own step; somewhat below the optimiser's beta1.",
         ge=0,
         lt=1,
