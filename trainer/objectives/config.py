@@ -99,6 +99,7 @@ class ObjectiveConfig(Settings):
             if missing := sorted(part.requires - types):
                 raise ValueError(f"objective.parts: {part.type} needs {', '.join(missing)}; add it to parts")
         self._one_owner()
+        self._heard()
         self._one_option()
         self._clipped()
         return self
@@ -112,6 +113,20 @@ class ObjectiveConfig(Settings):
                     if knob in owner:
                         raise ValueError(f"objective.parts: {owner[knob]} and {part.type} both set {knob}; remove one")
                     owner[knob] = part.type
+
+    def _heard(self) -> None:
+        """Refuse a part that moves a knob which its owner does not read under its settings."""
+        movers = {knob: part.type for part in self.parts for knob in part.moves}
+        for owner in self.parts:
+            for knob, name in knob_fields(owner).items():
+                extra = type(owner).model_fields[name].json_schema_extra
+                shown = extra.get("show_if") if isinstance(extra, dict) else None
+                for field, value in (shown or {}).items() if knob in movers else ():
+                    if getattr(owner, field) not in (value if isinstance(value, list) else [value]):
+                        raise ValueError(
+                            f"objective.parts: {movers[knob]} moves {knob}, which {owner.type} reads only with {field} "
+                            f"= {value}; set that or remove {movers[knob]}"
+                        )
 
     def _clipped(self) -> None:
         """Refuse a part that sets each token's clip where the surrogate clips nothing."""

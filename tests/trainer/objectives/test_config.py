@@ -84,6 +84,11 @@ def test_a_changed_config_survives_json_too() -> None:
         ({"parts": [{"type": "skywork"}]}, "objective.parts", "needs entropy_bonus"),
         ({"preset": "skywork-adaptive", "parts": [{"type": "thermostat"}]}, "objective.parts", "both set"),
         ({"preset": "clip-cov", "parts": [{"type": "kl_cov"}]}, "objective.parts", "does not work together"),
+        (
+            {"preset": "grpo", "parts": [{"type": "flexible_clip"}, {"type": "flexible_hysteresis"}]},
+            "objective.parts",
+            "only with schedule = od",
+        ),
         ({"preset": "clip-cov", "parts": [{"type": "clip_cov", "lower": 6}]}, "clip_cov", "not below upper"),
         ({"preset": "entrocraft", "parts": [{"type": "entrocraft", "low_end": 0.9}]}, "entrocraft", "lower edge"),
         (

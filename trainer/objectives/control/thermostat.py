@@ -303,6 +303,7 @@ PRESETS = (
         "coefficient after every step from the predicted change of entropy. The target may follow a drawn course and "
         "can be steered while the run is alive. A dial for diversity, no promise of higher reward.",
         when="You want entropy to be where you say, and to change it on the way.",
+        formula=Thermostat.formula,
         reference=OURS,
         confidence="own",
         parts=[GROUP, CLIP, BONUS, TOKENS, {"type": "thermostat"}],

@@ -152,6 +152,11 @@ class ARESControl(Controller):
 
     title: ClassVar[str] = "Threshold and caps (ARES)"
     paper: ClassVar[str] = "2510.08457"
+    formula: ClassVar[str] = (
+        r"\tau \leftarrow d\,\tau + (1-d)\,\tau_{\mathrm{step}},\quad "
+        r"c_\ell \leftarrow \mathrm{clip}_{[0,2]}\bigl(c_\ell \pm \eta\,(n_\ell - \bar n_\ell)\bigr),"
+        r"\ - \text{ if hard}"
+    )
     domain: ClassVar[Domain] = "history"
     requires: ClassVar[frozenset[str]] = frozenset({"ares"})
     moves: ClassVar[frozenset[str]] = frozenset({"trigger_entropy", "ares_easy", "ares_medium", "ares_hard"})

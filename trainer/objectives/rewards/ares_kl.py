@@ -60,6 +60,10 @@ class ARESKLControl(Controller):
 
     title: ClassVar[str] = "KL strength by difficulty (ARES)"
     paper: ClassVar[str] = "2510.08457"
+    formula: ClassVar[str] = (
+        r"\log \beta_\ell \leftarrow \log \beta_\ell + \eta\,\mathrm{clip}_{[-L, L]}"
+        r"\Bigl(\overline{\overline{\mathrm{KL}}_\ell / \mathrm{KL}^* - 1}\Bigr)"
+    )
     domain: ClassVar[Domain] = "history"
     requires: ClassVar[frozenset[str]] = frozenset({"ares_kl"})
     moves: ClassVar[frozenset[str]] = frozenset({"kl_easy", "kl_medium", "kl_hard"})

@@ -87,6 +87,10 @@ class RecentSamples(Blend):
     """
 
     title: ClassVar[str] = "Recent samples"
+    formula: ClassVar[str] = (
+        r"r_t = \frac{\pi_\theta(o_t)}{\mathrm{sg}\,\pi_\theta(o_t)} = 1\ \text{if } o \text{ was taken over},\quad "
+        r" r_t = \frac{\pi_\theta(o_t)}{\pi_{\mathrm{old}}(o_t)}\ \text{otherwise}"
+    )
     needs: ClassVar[frozenset[Statistic]] = frozenset({"replayed"})
     type: Literal["recent_samples"] = "recent_samples"
 

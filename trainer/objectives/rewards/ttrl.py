@@ -52,6 +52,9 @@ class SubSample(SampleFilter):
 
     title: ClassVar[str] = "Sub-sample"
     paper: ClassVar[str] = "2504.16084"
+    formula: ClassVar[str] = (
+        r"\mathcal{L} \text{ over } i \in S_g \subset g,\quad |S_g| = \max(1, \mathrm{round}(s\,|g|))"
+    )
     domain: ClassVar[Domain] = "group"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"trajectory"})
     type: Literal["sub_sample"] = "sub_sample"
