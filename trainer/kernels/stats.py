@@ -11,7 +11,8 @@ from torch import Tensor
 class TokenStats:
     """Statistics of softmax(logits / temperature) at N positions; natural logs, nats, float32 at least.
 
-    `logprob` and `entropy` are differentiable, the rest is detached. The moments are None unless asked for.
+    `logprob`, `entropy`, `logprob2`, `entropy2`, `kept_mass`, `kept_logprob` and `nucleus_entropy` are differentiable,
+    the rest is detached. What was not asked for is None. Rows that were ignored hold zeros.
     """
 
     logprob: Tensor  # [N] log p of the target
@@ -22,3 +23,8 @@ class TokenStats:
     entropy_gain: Tensor | None  # [N] sum p^2 (log p + entropy)^2: squared norm of the entropy's gradient by the logits
     max_logit: Tensor  # [N] largest logits / temperature; exp(max_logit - lse) is the largest probability
     argmax: Tensor  # [N] int64, a likeliest token
+    logprob2: Tensor | None = None  # [N] log p of the target under softmax(logits / second_temperature)
+    entropy2: Tensor | None = None  # [N] entropy of the same
+    kept_mass: Tensor | None = None  # [N] mass of the tokens with p >= min_p * largest p
+    kept_logprob: Tensor | None = None  # [N] log p of the target among them; about -1e4 where it is not one of them
+    nucleus_entropy: Tensor | None = None  # [N] entropy of the nucleus, renormalised

@@ -1,0 +1,38 @@
+"""How much of the logits exists at once: rows of the whole vocabulary, or slices of it, within a budget of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+CHUNK_BYTES = 96 * 2**20  # of logits at once on a CPU: 512 rows of 49,152 tokens in float32
+CUDA_SHARE = 16  # the share of a GPU's memory for the same
+INVARIANT_ROWS = 128  # rows of every product where a row's result must not depend on its neighbours
+
+
+def chunk_bytes_of(device: torch.device) -> int:
+    """Return the bytes of logits that may exist at once on a device.
+
+    On CUDA a sixteenth of its memory, not of what happens to be free: rounding would depend on the moment. Only where
+    that does not fit at all is it halved until it does.
+    """
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    budget = total // CUDA_SHARE
+    while budget > free // 2 and budget > CHUNK_BYTES:
+        budget //= 2
+    return budget
+
+
+def parts(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of `size` that cover `count`, the last one shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def fitting(budget: int, bytes_each: int) -> int:
+    """Return how many of something fit a budget of bytes; at least one."""
+    return max(1, budget // max(1, bytes_each))
