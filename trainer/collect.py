@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from trainer.policy import Trajectory
 from trainer.prompts import Prompts
 from trainer.rewards.pool import RewardPool
 from trainer.rewards.scoring import Scored
-from trainer.rollout import Chunk, Engine, Generation, GenRequest, Groups, SamplerSpec
+from trainer.rollout import Chunk, Engine, Generation, GenRequest, Groups, SamplerSpec, TapSpec
 from trainer.rollout.sampling import seed_of
 from trainer.stream import Silent
 from trainer.tasks import Row
@@ -45,6 +45,8 @@ class Completion:
     text: str
     offsets: list[int]
     scored: Scored = UNSCORED
+    engine_entropy: list[float] = field(default_factory=list)
+    engine_moments: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def right(self) -> bool | None:
@@ -83,11 +85,16 @@ class Collector:
         temperature: float,
         plan: AuxiliaryPlan | None,
         times: dict[str, float],
+        *,
+        moments: bool = False,
     ) -> list[Completion]:
-        """Return the graded completions of the groups in `share`, ordered by index; adds to `times` (seconds)."""
+        """Return the graded completions of the groups in `share`, ordered by index; adds to `times` (seconds).
+
+        `moments` asks the engine for the moments of each token's distribution.
+        """
         began = time.monotonic()
         rows = self.prompts.of_step(step)
-        requests = self._requests(step, rows, share, temperature, plan)
+        requests = self._requests(step, rows, share, temperature, plan, TapSpec(moments=moments))
         self.stream.begin_step()
         live = LiveView(
             self.stream, attempt, step, self.detokenizer, requests, [self.prompts.train[row] for row in rows]
@@ -109,7 +116,7 @@ class Collector:
         return completions
 
     def _requests(
-        self, step: int, rows: list[int], share: slice, temperature: float, plan: AuxiliaryPlan | None
+        self, step: int, rows: list[int], share: slice, temperature: float, plan: AuxiliaryPlan | None, tap: TapSpec
     ) -> list[GenRequest]:
         sampling, recording = self.config.sampling, self.config.recording
         samples, groups = sampling.samples_per_prompt, sampling.prompts_per_step
@@ -120,7 +127,7 @@ class Collector:
                 GenRequest(
                     id=0, group=group, sample=0, prompt_ids=self.prompts.train_ids[rows[group]], seed=0,
                     max_new=sampling.max_completion_tokens,
-                    sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p),
+                    sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p), tap=tap,
                 )
                 for group in range(groups)[share]
             ],
@@ -140,6 +147,7 @@ def _completion(request: GenRequest, generation: Generation, row: Row, detokeniz
         index=request.id, group=request.group, sample=request.sample, auxiliary=request.auxiliary, row=row,
         tokens=Trajectory(request.prompt_ids, tuple(generation.ids)), engine_logprob=generation.logprob,
         finish_reason=generation.finish_reason, text=text, offsets=offsets,
+        engine_entropy=generation.entropy, engine_moments=generation.moments,
     )  # fmt: skip
 
 

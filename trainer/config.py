@@ -14,6 +14,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import ValidationError, model_validator
 
+from trainer import passes
 from trainer.errors import ConfigError
 from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
@@ -109,6 +110,13 @@ class OptimiserConfig(Settings):
     minibatches_per_step: int = setting(
         1, help="Optimiser updates on each rollout batch; above 1 later updates are off-policy.", ge=1, le=1024
     )
+    old_logprobs: Literal["auto", "score", "engine"] = setting(
+        "auto",
+        title="Log-probs at the start of a step",
+        help="score takes them from a pass of their own, engine from sampling, which saves that pass where a step is "
+        "one update; auto takes them from sampling where that leaves the update as it is up to rounding.",
+        advanced=True,
+    )
     max_gradient_norm: float = setting(1.0, help="Gradients are scaled down to this norm.", gt=0, advanced=True)
     weight_decay: float = setting(0.0, help="Decoupled weight decay.", ge=0, le=1, advanced=True)
     beta1: float = setting(0.9, help="AdamW's first moment decay.", ge=0, lt=1, advanced=True)
@@ -166,6 +174,19 @@ class ResourcesConfig(Settings):
 
     gpus: int = setting(0, help="GPUs to lease; 0 runs on the CPU.", ge=0, le=1024)
     cpu_threads: int = setting(1, help="Threads for each CPU process.", ge=1, le=256)
+    head_contract: Literal["auto", "fused", "kept", "recompute"] = setting(
+        "auto",
+        help="How gradients pass the output layer. fused: with the statistics, one chunk of logits at a time; kept: "
+        "logits stay in memory until the backward pass; recompute: they are computed twice. auto is fused, which is "
+        "the fastest and smallest. Never changes the result.",
+        advanced=True,
+    )
+    kernel: Literal["auto", "reference", "chunked", "triton"] = setting(
+        "auto",
+        help="What computes log-probs and entropies: auto is triton on a GPU that runs it and chunked elsewhere; "
+        "reference is the slow definition. Never changes the result.",
+        advanced=True,
+    )
     processes: int = setting(
         1, help="Trainer processes when no GPU is leased; with GPUs there is one for each.", ge=1, le=256, advanced=True
     )
@@ -202,6 +223,12 @@ class RunConfig(Settings):
                     "do that yet: choose another objective, or apply this one to recorded numbers with "
                     "evaluate-objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_gives_logprobs(self) -> RunConfig:
+        if self.optimiser.old_logprobs == "engine" and (why := passes.needs_scoring(self)):
+            raise ValueError(f"optimiser.old_logprobs: engine is not enough here: {why}; choose auto or score")
         return self
 
     @model_validator(mode="after")

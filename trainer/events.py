@@ -38,6 +38,13 @@ class KnobSpec(BaseModel):
     unit: str = ""
 
 
+class Choice(BaseModel):
+    """One way of computing that was chosen at the start of an attempt, and one sentence of why."""
+
+    choice: str
+    why: str
+
+
 class Started(EventBase):
     """An attempt began; points of step > resume_step from earlier attempts are superseded."""
 
@@ -50,6 +57,7 @@ class Started(EventBase):
     vocabulary: int
     knobs: list[KnobSpec] = []
     versions: dict[str, str] = {}
+    plan: dict[str, Choice] = {}  # how the attempt computes, by what was chosen
 
 
 class Metrics(EventBase):

@@ -22,6 +22,7 @@ from trainer.health import Health
 from trainer.models import resolve
 from trainer.objectives import Objective
 from trainer.optimiser import Optimiser
+from trainer.passes import moments_wanted, old_logprobs
 from trainer.policy import Policy
 from trainer.prompts import Prompts
 from trainer.recorder import RECORDED, Recorder
@@ -52,6 +53,7 @@ class Trainer:
         self.prompts = Prompts(config, self.policy.tokenizer, self.policy.context)
         self.pool = RewardPool(config.task, config.rewards)
         rollouts = engine(config.sampling.engine, self.policy)
+        self.old_logprobs = old_logprobs(config, rollouts.caps)
         detokenizer = self.policy.detokenizer
         self.collector = Collector(config, self.prompts, rollouts, self.pool, detokenizer, stream)
         self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
@@ -83,13 +85,18 @@ class Trainer:
             plan = self.steering.plan(step)
             share = slice(self.world.rank, None, self.world.size)
 
-            completions = self.collector.collect(step, self.attempt, share, temperature, plan, times)
+            recorded = self.recorder.due(step)
+            sampled, caps = self.old_logprobs.choice == "engine", self.collector.engine.caps
+            moments = sampled and caps.moments and (recorded or moments_wanted(self.config))
+            completions = self.collector.collect(step, self.attempt, share, temperature, plan, times, moments=moments)
             self.stream.progress(step, "update", 0, 1)
             settings = self.steering.step(step)
             settings.vocabulary = self.policy.vocabulary
-            minibatches, recorded = self.config.optimiser.minibatches_per_step, self.recorder.due(step)
-            also = RECORDED if recorded else ()
-            update = self.updater.update(completions, settings, minibatches, temperature, times, also=also)
+            minibatches = self.config.optimiser.minibatches_per_step
+            also = RECORDED if recorded and (moments or not sampled) else ()
+            update = self.updater.update(
+                completions, settings, minibatches, temperature, times, also=also, sampled=sampled
+            )
             metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
             self.health.check(step, update, *ungraded(completions, self.world))
             if recorded:

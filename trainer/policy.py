@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ from trainer.kernels import (
 )
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.rectangles import Trajectory, pack, shareable, shared_states, whole_states
+from trainer.statistics import MOMENTS
 from trainer.text import Detokenizer
-
-MOMENTS = ("sum_p2", "sum_p2_logp", "entropy_gain")
 
 
 class Policy:
@@ -43,6 +43,7 @@ class Policy:
         self.lm = load_model(path, config.dtype).to(device)
         self.adapted = with_lora(self.lm, config, adapter) if config.lora.enabled else None
         self.budget = 0  # tokens in one forward pass; set by the loop, halved when memory runs out
+        self.contract, self.room = "auto", "auto"  # how gradients pass the head, and what computes it (ResourcesConfig)
         self._calm()
         self.detokenizer = Detokenizer(self.tokenizer)
         self.stop_ids = stop_ids(self.lm, self.tokenizer)
@@ -170,38 +171,74 @@ class Policy:
         *,
         extra: Mapping[str, Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Add d(loss)/d(weights) to the gradients, given d(loss)/d(logprob) and d(loss)/d(entropy), [n] each.
 
-        `extra` holds the same for EXTRAS by name, `options` what their computation depends on.
-        Completions without any gradient are left out. Where memory runs out, `clear` forgets the gradients so far and
-        the pass starts again in smaller micro-batches.
+        `extra` holds the same for EXTRAS by name, `options` what their computation depends on. Completions without any
+        gradient do not enter the model, tokens without one not its head. Returns logprob and entropy of the tokens met
+        on the way, float32 [n] on the CPU, NaN elsewhere. Where memory runs out, `clear` forgets the gradients so far
+        and the pass starts again in smaller micro-batches.
         """
-        starts, extra = _starts(sequences), dict(extra or {})
-        wanted = _any(starts, logprob, entropy, *extra.values())
+        starts = _starts(sequences)
+        gradients = {"logprob": logprob, **({} if entropy is None else {"entropy": entropy}), **(extra or {})}
+        live = torch.stack([gradient != 0 for gradient in gradients.values()]).any(0)  # [n]
+        wanted = _any(starts, live)
+        met = torch.full((2, starts[-1]), torch.nan)
         while True:
             try:
                 self._learning(True)
                 for rows, where in self._microbatches(sequences, starts, wanted=wanted):
                     states, target = self._states(rows)
-                    stats = self._statistics(states, target, temperature)
-                    outputs, gradients = [stats.logprob], [logprob[where].to(stats.logprob)]
-                    if entropy is not None:
-                        outputs.append(stats.entropy)
-                        gradients.append(entropy[where].to(stats.entropy))
-                    if extra:
-                        for name, value in self._extras(
-                            states, target, temperature, list(extra), options or {}
-                        ).items():
-                            outputs.append(value)
-                            gradients.append(extra[name][where].to(value))
-                    torch.autograd.backward(outputs, gradients)
-                return
+                    chosen = live[where].nonzero().squeeze(1)
+                    where, places = where[chosen], chosen.to(self.device)
+                    slopes = {name: gradient[where].to(self.device) for name, gradient in gradients.items()}
+                    stats = self._carry(states[places], target[places], temperature, slopes, options or {})
+                    met[:, where] = torch.stack([stats.logprob, stats.entropy]).float().cpu()
+                return dict(zip(("logprob", "entropy"), met, strict=True))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._shrink(error, sequences)
                 clear()
             finally:
                 self._learning(False)
+
+    def _carry(
+        self,
+        states: Tensor,
+        target: Tensor,
+        temperature: float,
+        slopes: dict[str, Tensor],
+        options: Mapping[str, Any],
+    ) -> TokenStats:
+        """Send the gradients of these rows by statistic, [n] each, back through head and model; return what they met.
+
+        Those by log-prob and entropy are known beforehand, so the fused contract turns a chunk of logits into gradients
+        while it is there; rarer statistics recompute theirs.
+        """
+        slopes = dict(slopes)
+        g_logprob, g_entropy = slopes.pop("logprob"), slopes.pop("entropy", None)
+        outputs, gradients = list[Tensor](), list[Tensor]()
+        if self.contract == "fused":
+            from trainer.kernels import linear_token_loss  # type: ignore[attr-defined]
+
+            total, stats = linear_token_loss(
+                states, self.head, target, _weighted(g_logprob, g_entropy), room=self.room,
+                temperature=temperature, bias=self.head_bias,
+            )  # fmt: skip
+            outputs.append(total)
+            gradients.append(torch.ones_like(total))
+        else:
+            stats = self._statistics(states, target, temperature)
+            outputs.append(stats.logprob)
+            gradients.append(g_logprob.to(stats.logprob))
+            if g_entropy is not None:
+                outputs.append(stats.entropy)
+                gradients.append(g_entropy.to(stats.entropy))
+        if slopes:
+            values = self._extras(states, target, temperature, list(slopes), options)
+            outputs += values.values()
+            gradients += [slopes[name].to(value) for name, value in values.items()]
+        torch.autograd.backward(outputs, gradients)
+        return replace(stats, logprob=stats.logprob.detach(), entropy=stats.entropy.detach())
 
     def _states(self, rows: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
         """Return hidden states [n, H] and targets [n] of the completion tokens of one rectangle."""
@@ -297,9 +334,18 @@ def _filled(sequences: Sequence[Trajectory]) -> list[int]:
     return [index for index, row in enumerate(sequences) if row.completion]
 
 
-def _any(starts: list[int], *gradients: Tensor | None) -> list[bool]:
-    """Return which completions have a gradient other than zero."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    touched = torch.stack([gradient != 0 for gradient in present]).any(0).cumsum(0)
+def _any(starts: list[int], live: Tensor) -> list[bool]:
+    """Return which completions have a token that is live, [n] bool."""
+    touched = live.cumsum(0)
     counts = torch.cat([torch.zeros(1, dtype=touched.dtype), touched])[torch.tensor(starts)]
     return (counts[1:] > counts[:-1]).tolist()
+
+
+def _weighted(g_logprob: Tensor, g_entropy: Tensor | None) -> Callable[[TokenStats, Tensor], Tensor]:
+    """Return the token loss whose gradients by log-prob and entropy are these, [n] each."""
+
+    def loss(stats: TokenStats, rows: Tensor) -> Tensor:
+        value = g_logprob[rows].to(stats.logprob) * stats.logprob
+        return value if g_entropy is None else value + g_entropy[rows].to(stats.entropy) * stats.entropy
+
+    return loss

@@ -22,12 +22,12 @@ from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.events import RunFolder
 from trainer.objectives import Objective, Step
-from trainer.statistics import STATISTICS
+from trainer.statistics import MOMENTS, STATISTICS
 from trainer.stream import Silent, disk_errors
 from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT
 from trainer.update import Update
 
-FLAG_MASKED, FLAG_INVALID, FLAG_AUXILIARY = 1, 2, 4  # bits of `flags`
+FLAG_MASKED, FLAG_INVALID, FLAG_AUXILIARY, FLAG_SAMPLED = 1, 2, 4, 8  # bits of `flags`
 
 SCHEMA = pa.schema(
     [
@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
         pa.field("flags", pa.list_(pa.uint8())),
     ]
 )
-RECORDED = ("sum_p2", "sum_p2_logp", "entropy_gain")  # computed for every recorded step, read by the objective or not
+RECORDED = MOMENTS  # computed for every recorded step, read by the objective or not
 CURRENT = "current_"  # prefix of what a later minibatch found, where a step has several
 METADATA = b"isentrope"  # key of the JSON that describes the step
 
@@ -198,7 +198,7 @@ def _flags(update: Update) -> Tensor:
     flags |= (update.kept == 0).byte() * FLAG_MASKED
     if batch.auxiliary is not None:
         flags |= batch.per_token(batch.auxiliary).byte() * FLAG_AUXILIARY
-    return flags
+    return flags | FLAG_SAMPLED if update.sampled else flags
 
 
 def _text(text: str) -> str:

@@ -50,6 +50,7 @@ def step_metrics(
     """Return every figure that follows from the batch; figures without a sample are left out."""
     batch = update.batch
     graded_ok, entropy, logprob = batch.need("valid"), batch.need("old_entropy"), batch.need("old_logprob")
+    trainer = logprob if update.met is None else update.met
     main = torch.ones_like(graded_ok) if batch.auxiliary is None else ~batch.auxiliary
     valid, tokens = graded_ok & main, main[batch.sequence]
     found = {
@@ -60,7 +61,7 @@ def step_metrics(
         "length/mean": float(batch.length[main].double().mean()),
         "length/max": float(batch.length[main].max()),
         "length/truncated": float(batch.need("truncated")[main].double().mean()),
-        "mismatch/mean_abs": float((batch.need("engine_logprob") - logprob)[tokens].abs().mean()),
+        "mismatch/mean_abs": float((batch.need("engine_logprob") - trainer)[tokens].abs().nanmean()),
     }
     if batch.ref_logprob is not None:
         gap = (batch.ref_logprob - logprob)[tokens]

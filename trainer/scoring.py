@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,15 @@ class Scorer:
         options: Mapping[str, Any],
         *,
         also: Collection[str] = (),
+        sampled: bool = False,
     ) -> tuple[TokenBatch, Layout]:
-        """Return the step's batch with the step-start policy's statistics, and those of the head named in `also`."""
+        """Return the step's batch with the step-start policy's statistics, and those of the head named in `also`.
+
+        `sampled` takes them from sampling instead of a pass of their own (see trainer/passes.py).
+        """
         layout = self.layout(completions)
         head = list(dict.fromkeys((*self.head, *also)))
-        mine = self._tokens(completions, temperature, options, head)
+        mine = self._tokens(completions, temperature, options, head, sampled=sampled)
         tokens = layout.tokens(torch.stack(list(mine.values()), 1)).double()  # [N, F]
         columns = dict(zip(mine, tokens.unbind(1), strict=True))
         rewards = [completion.scored.reward for completion in completions]
@@ -103,11 +107,20 @@ class Scorer:
         return batch.replace(**core, extra={**batch.extra, **extra})
 
     def _tokens(
-        self, completions: list[Completion], temperature: float, options: Mapping[str, Any], head: list[str]
+        self,
+        completions: list[Completion],
+        temperature: float,
+        options: Mapping[str, Any],
+        head: list[str],
+        *,
+        sampled: bool,
     ) -> dict[str, Tensor]:
         """Return the statistics of this process's tokens by name, [n] each."""
         trajectories = [completion.tokens for completion in completions]
-        scores = self.policy.score(trajectories, temperature, names=head, options=options)
+        if sampled:
+            scores = _said(completions, head)
+        else:
+            scores = self.policy.score(trajectories, temperature, names=head, options=options)
         if "ref_logprob" in self.needs:
             with self.reference.base():
                 scores["ref_logprob"] = self.reference.score(trajectories, temperature)["logprob"]
@@ -116,8 +129,7 @@ class Scorer:
         if self.text:
             columns = token_statistics(self.text, completions, options).unbind(1)
             scores |= dict(zip(self.text, columns, strict=True))
-        engine = [value for completion in completions for value in completion.engine_logprob]
-        return {**scores, "engine_logprob": torch.tensor(engine)}
+        return {**scores, "engine_logprob": _flat(completion.engine_logprob for completion in completions)}
 
     def _completions(
         self, completions: list[Completion], layout: Layout, temperature: float, options: Mapping[str, Any]
@@ -131,3 +143,18 @@ class Scorer:
             mine = self.policy.features([completion.tokens for completion in completions], temperature)
             found["gradient_feature"] = layout.completions(mine).double()
         return found
+
+
+def _said(completions: list[Completion], moments: list[str]) -> dict[str, Tensor]:
+    """Return what sampling said of these completions' tokens: float32 [n] by statistic."""
+    found = {
+        "logprob": _flat(completion.engine_logprob for completion in completions),
+        "entropy": _flat(completion.engine_entropy for completion in completions),
+    }
+    return found | {
+        name: _flat(completion.engine_moments.get(name, []) for completion in completions) for name in moments
+    }
+
+
+def _flat(parts: Iterable[list[float]]) -> Tensor:
+    return torch.tensor([value for part in parts for value in part], dtype=torch.float32)

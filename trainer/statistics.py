@@ -49,6 +49,7 @@ def _core(name: str, help: str, **kind: object) -> StatisticInfo:
     return StatisticInfo(name, help, core=True, **kind)  # type: ignore[arg-type]
 
 
+MOMENTS = ("sum_p2", "sum_p2_logp", "entropy_gain")  # of the distribution, from the same sweep over the logits
 EMBEDDINGS = "a sentence encoder beside the trainer"
 REPLAY = "rollouts kept from earlier steps and mixed into later ones"
 TEACHER = "a second pass with the solution in the prompt"

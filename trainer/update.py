@@ -1,8 +1,9 @@
 """One rollout batch into one or more optimiser updates, each in two passes.
 
-Pass 1 scores every completion without gradients. The vectors of all processes are joined, so the objective sees the
-whole step and differentiates its loss by log-prob and entropy. Pass 2 runs micro-batches forward again, with
-gradients, and carries these two through the model. Neither micro-batches nor processes appear in the result.
+Pass 1 scores every completion without gradients; a step of one update may take what sampling said instead
+(trainer/passes.py). The vectors of all processes are joined, so the objective sees the whole step and differentiates
+its loss by log-prob and entropy. Pass 2 runs micro-batches forward, with gradients, and carries these two through the
+model. Neither micro-batches nor processes appear in the result.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Update:
     weight: Tensor  # [N] coefficient of each token's log-prob gradient (see Outcome)
     entropy_weight: Tensor  # [N] the same for its entropy gradient, times the number of tokens
     kept: Tensor  # [N] 0/1, tokens that kept their policy gradient after all masks
+    sampled: bool = False  # the step-start statistics are those of sampling
+    met: Tensor | None = None  # [N] then: log-probs as the pass with gradients met them, NaN where it met none
     current: dict[str, Tensor] = field(default_factory=dict)  # [N] by statistic: as the token's own minibatch found it
     norms: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
@@ -59,21 +62,26 @@ class Updater:
         times: dict[str, float],
         *,
         also: Collection[str] = (),
+        sampled: bool = False,
     ) -> Update:
         """Score, weigh and learn from this process's completions; adds to `times` (seconds).
 
         `also` names statistics of the head to compute besides what the objective reads: those that are recorded.
+        `sampled` does without the pass that scores: the statistics are those of sampling.
         """
         began = time.monotonic()
         options = self.objective.options(step.knobs)
-        batch, layout = self.scorer.start(completions, temperature, options, also=also)
-        times["score"] = time.monotonic() - began
-        began = time.monotonic()
+        batch, layout = self.scorer.start(completions, temperature, options, also=also, sampled=sampled)
+        if not sampled:
+            times["score"] = time.monotonic() - began
+            began = time.monotonic()
         zeros = torch.zeros_like(batch.logprob)
+        met = torch.full_like(zeros, torch.nan) if sampled else None
         if not bool(torch.isfinite(batch.logprob).all()):
-            return Update(layout, batch, zeros, zeros, torch.ones_like(zeros), problems=["log-probs are not finite"])
+            problems = ["log-probs are not finite"]
+            return Update(layout, batch, zeros, zeros, torch.ones_like(zeros), sampled, met, problems=problems)
         batch = self.objective.prepare(batch, step)
-        update = Update(layout, batch, zeros.clone(), zeros.clone(), zeros.clone())
+        update = Update(layout, batch, zeros.clone(), zeros.clone(), zeros.clone(), sampled, met)
         groups = int(batch.group.max()) + 1
         for number in range(minibatches):
             chosen = batch.group * minibatches // groups == number  # [S]
@@ -134,7 +142,7 @@ class Updater:
             return
         entropy = None if outcome.grad_entropy is None else outcome.grad_entropy[mine].float()
         self.optimiser.zero_grad()
-        self.policy.backward(
+        met = self.policy.backward(
             trajectories,
             temperature,
             outcome.grad_logprob[mine].float(),
@@ -143,6 +151,8 @@ class Updater:
             extra=extra,
             options=options,
         )
+        if update.sampled:
+            update.met = update.layout.tokens(met["logprob"])
         norm = self.optimiser.step(step)
         if norm is None:
             update.problems.append("the gradient norm is not finite")

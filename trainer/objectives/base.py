@@ -117,13 +117,15 @@ class ObjectivePart(Part):
 
     `stage` places it, `needs` names the statistics it reads, `incompatible` the types it refuses, `requires` the types
     it cannot do without, `moves` the knobs it writes between steps. `formula` is LaTeX; `domain` is the widest it
-    reduces over; `may_flip` says that a token's advantage may change sign.
+    reduces over; `may_flip` says that a token's advantage may change sign; `blind` says that the loss's gradients do
+    not depend on the policy statistics it reads while the policy is the one that sampled (every ratio 1).
     """
 
     stage: ClassVar[Stage]
     formula: ClassVar[str] = ""
     domain: ClassVar[Domain] = "token"
     may_flip: ClassVar[bool] = False
+    blind: ClassVar[bool] = False
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     incompatible: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()

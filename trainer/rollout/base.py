@@ -25,10 +25,11 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class TapSpec:
-    """Which statistics come with each token: entropy of the raw policy, and the k likeliest tokens."""
+    """Which statistics come with each token: entropy of the raw policy, the k likeliest tokens, the MOMENTS."""
 
     entropy: Literal["none", "bounds", "exact"] = "exact"
     topk: int = 0
+    moments: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Generation:
     """What a request became; prefix tokens are not repeated.
 
     `logprob` is the raw policy's at the sampling temperature, before top-p, top-k and min-p; `entropy` is of the same
-    distribution, in nats; `estimator` names how it was taken.
+    distribution, in nats; `estimator` names how it was taken. `moments` holds the MOMENTS (trainer/statistics) of that
+    distribution by name where the request's tap asked for them.
     """
 
     id: int
@@ -79,6 +81,7 @@ class Generation:
     entropy: list[float]
     finish_reason: FinishReason
     estimator: Literal["exact", "bounds", "none"] = "exact"
+    moments: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Caps:
     in_process: bool
     topk_max: int = 0
     step_control: bool = False
+    moments: bool = False
 
 
 class Engine(Protocol):

@@ -27,6 +27,7 @@ class EntropyBonus(Regulariser):
     paper: ClassVar[str] = "1602.01783"
     formula: ClassVar[str] = r"L \mathrel{-}= c\,\frac{1}{n} \sum_t H_t"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"entropy", "entropy_grad"})
+    blind: ClassVar[bool] = True
     type: Literal["entropy_bonus"] = "entropy_bonus"
     coefficient: float = setting(
         0.0,

@@ -23,6 +23,7 @@ class ImportanceRatio(RatioSurrogate):
     title: ClassVar[str] = "Unclipped ratio"
     paper: ClassVar[str] = "2505.22617"
     formula: ClassVar[str] = r"x_t = -A_t r_t"
+    blind: ClassVar[bool] = True
     type: Literal["importance_ratio"] = "importance_ratio"
 
     def loss(self, batch: TokenBatch, step: Step) -> Tensor:

@@ -45,7 +45,7 @@ class KLPenalty(TokenPenalty):
         r"x_t \mathrel{+}= \beta\,k(d_t),\quad d_t = \log\frac{\pi(o_t)}{\pi_{\text{ref}}(o_t)},\quad "
         r"k_3(d) = e^{-d} + d - 1"
     )
-    needs: ClassVar[frozenset[Statistic]] = frozenset({"ref_logprob"})
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob", "ref_logprob"})
     type: Literal["kl_penalty"] = "kl_penalty"
     estimator: Estimator = setting("k3", help="Estimate of the divergence from sampled tokens.")
     coefficient: float = setting(1e-3, help="Price of a nat of divergence.", ge=0, le=100, knob="kl_coefficient")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Step
+from trainer.objectives.base import Domain, Statistic, Step
 from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import counts_of, group_token_mean, step_mean
 from trainer.objectives.stages import TokenWeight
@@ -35,6 +35,7 @@ class CovarianceWeight(TokenWeight):
         r"\tilde A_t = \frac{N w_t}{\sum_s w_s} A_i"
     )
     domain: ClassVar[Domain] = "step"
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob"})
     type: Literal["covariance_weight"] = "covariance_weight"
     scope: Literal["group", "step"] = setting(
         "group", help="Over which tokens means, spread and the mean weight are taken: of the prompt, or of the step."

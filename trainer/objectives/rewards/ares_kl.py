@@ -32,7 +32,7 @@ class ARESKL(TokenPenalty):
     paper: ClassVar[str] = "2510.08457"
     formula: ClassVar[str] = r"L_t \mathrel{+}= 0.01\, \beta_{\text{level}}\, \mathrm{KL}_t"
     domain: ClassVar[Domain] = "group"
-    needs: ClassVar[frozenset[Statistic]] = frozenset({"ref_logprob", "correct"})
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob", "ref_logprob", "correct"})
     incompatible: ClassVar[frozenset[str]] = frozenset({"kl_penalty"})
     type: Literal["ares_kl"] = "ares_kl"
     estimator: Estimator = setting("k3", help="Estimate of the divergence from sampled tokens.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.lazy import torch
-from trainer.objectives.base import Domain, Step
+from trainer.objectives.base import Domain, Statistic, Step
 from trainer.objectives.preset import Preset, paper
 from trainer.objectives.reductions import (
     completion_mean,
@@ -39,6 +39,7 @@ class GroupMatch(Regulariser):
     paper: ClassVar[str] = "2605.19461"
     formula: ClassVar[str] = FORMULA
     domain: ClassVar[Domain] = "group"
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob"})
     type: Literal["group_match"] = "group_match"
     coefficient: float = setting(0.1, help="Weight of the divergence in the loss.", ge=0, le=100)
     temperature: float = setting(1.0, help="Reward difference that changes the odds by e.", gt=0, le=1000)

@@ -38,7 +38,7 @@ class LowProbability(Blend):
         r"\ell^{\text{kept}}_t"
     )
     domain: ClassVar[Domain] = "step"
-    needs: ClassVar[frozenset[Statistic]] = frozenset({"kept_logprob"})
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob", "kept_logprob"})
     type: Literal["low_probability"] = "low_probability"
     min_p: float = setting(
         0.02, help="Tokens below this multiple of the largest probability count as noise.", gt=0, le=1

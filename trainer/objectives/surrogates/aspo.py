@@ -34,6 +34,7 @@ class ASPO(RatioSurrogate):
         r"\min(1/r_t, c_+)\,[r_t \le 1+\epsilon_+] & A_t > 0 \\"
         r"\min(r_t, c_-)\,[r_t \ge 1-\epsilon_-] & A_t < 0\end{cases}"
     )
+    blind: ClassVar[bool] = True
     type: Literal["aspo"] = "aspo"
     clip_low: float = setting(
         0.2, help="A punished token further below 1 than this gets no gradient.", ge=0, le=1, knob="clip_low"

@@ -33,6 +33,7 @@ class CEGPPO(RatioSurrogate):
         r"\beta_2 (1+\epsilon_+)\, r_t / \operatorname{sg}(r_t) & A_t > 0,\ r_t > 1+\epsilon_+ \\"
         r"r_t & \text{else}\end{cases}"
     )
+    blind: ClassVar[bool] = True
     type: Literal["ce_gppo"] = "ce_gppo"
     clip_low: float = setting(0.2, help="The ratio may fall this far below 1.", ge=0, le=1, knob="clip_low")
     clip_high: float = setting(0.2, help="The ratio may rise this far above 1.", ge=0, le=100, knob="clip_high")

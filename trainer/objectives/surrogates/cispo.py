@@ -29,6 +29,7 @@ class CISPO(RatioSurrogate):
     formula: ClassVar[str] = (
         r"x_t = -\operatorname{sg}\bigl(\operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr)\,A_t \log\pi(o_t)"
     )
+    blind: ClassVar[bool] = True
     type: Literal["cispo"] = "cispo"
     sides: Literal["both", "upper"] = setting(
         "both",

@@ -30,7 +30,7 @@ class PolicyShaping(Blend):
     formula: ClassVar[str] = (
         r"x_t = -A_t f(p_t)\ \text{off-policy},\quad f(p) = \frac{p}{p+\gamma},\quad p_t = \pi(o_t)"
     )
-    needs: ClassVar[frozenset[Statistic]] = frozenset({"off_policy"})
+    needs: ClassVar[frozenset[Statistic]] = frozenset({"logprob", "off_policy"})
     type: Literal["policy_shaping"] = "policy_shaping"
     shape: Literal["ratio", "identity", "log", "identity_log", "power"] = setting(
         "ratio",

@@ -37,6 +37,7 @@ class FlexibleClip(ClipRange):
     )
     domain: ClassVar[Domain] = "history"
     needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
+    blind: ClassVar[bool] = True
     type: Literal["flexible_clip"] = "flexible_clip"
     schedule: Literal["id", "did", "od"] = setting(
         "id",

@@ -33,6 +33,7 @@ class GSPO(RatioSurrogate):
         r" x_t = \max\bigl(-A_t s_i, -A_t \operatorname{clip}(s_i, 1-\epsilon_-, 1+\epsilon_+)\bigr)"
     )
     domain: ClassVar[Domain] = "completion"
+    blind: ClassVar[bool] = True
     type: Literal["gspo"] = "gspo"
     clip_low: float = setting(3e-4, help="The sequence ratio may fall this far below 1.", ge=0, le=1, knob="clip_low")
     clip_high: float = setting(

@@ -28,6 +28,7 @@ class PPOClip(RatioSurrogate):
         r"x_t = \max\bigl(-A_t r_t,\ -A_t \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr),\quad "
         r"x_t \leftarrow \min(x_t, -A_t\,c) \text{ where } A_t < 0"
     )
+    blind: ClassVar[bool] = True
     type: Literal["ppo_clip"] = "ppo_clip"
     clip_low: float = setting(0.2, help="The ratio may fall this far below 1.", ge=0, le=1, knob="clip_low")
     clip_high: float = setting(

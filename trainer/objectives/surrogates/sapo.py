@@ -27,6 +27,7 @@ class SAPO(RatioSurrogate):
     title: ClassVar[str] = "Soft gate"
     paper: ClassVar[str] = "2511.20347"
     formula: ClassVar[str] = r"x_t = -A_t\,\tfrac{4}{\tau}\,\sigma\bigl(\tau (r_t - 1)\bigr)"
+    blind: ClassVar[bool] = True
     type: Literal["sapo"] = "sapo"
     tau_positive: float = setting(
         1.0, help="How fast the gradient fades where the advantage is positive.", gt=0, le=100
