@@ -1,0 +1,98 @@
+"""Figures of the comparison: columns, differences of gradients, Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rounds import HERE, Side
+
+HEAD = ("", "s a step", "quartiles", "CPU s", "useful tokens/s", "ours is", "peak MB", "ours takes", "above loaded MB")
+
+
+def column(side: Side, useful: int) -> dict[str, Any]:
+    """Return one column's figures; `useful` are the completion tokens of a step."""
+    if side.refused:
+        return {"title": side.title, "refused": side.refused}
+    return {
+        "title": side.title,
+        "seconds": side.middle("seconds"), "quartiles": side.spread("seconds"), "cpu": side.middle("cpu"),
+        "tokens_per_second": useful / side.middle("seconds"), "peak": side.peak(), "grown": side.grown(),
+        "loss": side.found[0]["losses"][0], "entropy": side.found[0]["entropy"][0],
+        "versions": side.found[0]["versions"], "all_seconds": side.values("seconds"), "all_cpu": side.values("cpu"),
+    }  # fmt: skip
+
+
+def differences(ours: Path, theirs: Path) -> dict[str, float]:
+    """Return how far two files of gradients are apart, relative to the second."""
+    import torch
+
+    mine, other = torch.load(ours, weights_only=True), torch.load(theirs, weights_only=True)
+    assert mine.keys() == other.keys(), "the two sides name other parameters"
+    flat = {name: (mine[name].double(), other[name].double()) for name in mine}
+    square = sum(float((a - b).square().sum()) for a, b in flat.values())
+    whole = sum(float(b.square().sum()) for _, b in flat.values())
+    return {
+        "gradient_l2": (square / whole) ** 0.5,
+        "gradient_largest": max(float((a - b).abs().max() / b.abs().max()) for a, b in flat.values() if b.any()),
+    }
+
+
+def surroundings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the figures depend on besides the code's meaning."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "commit": commit.stdout.strip(), "cores": os.cpu_count(),
+        "load": os.getloadavg(), "python": platform.python_version(), "machine": platform.machine(),
+        "threads": options.threads, "rounds": options.rounds, "steps": options.steps, "allocator": "glibc",
+    }  # fmt: skip
+
+
+def markdown(whole: dict[str, Any]) -> str:
+    """Return all of it as text and tables."""
+    columns = [column for found in whole["results"] for column in found["columns"].values() if "versions" in column]
+    versions = {name: value for column in columns for name, value in column["versions"].items()}
+    named = ", ".join(f"{name} {value}" for name, value in versions.items() if name != "python")
+    first = (
+        f"{whole['date']} UTC, commit {whole['commit']}, {whole['cores']} cores, load at the end "
+        f"{whole['load'][0]:.1f}, {whole['threads']} threads, {whole['rounds']} processes of {whole['steps']} timed "
+        f"steps each, Python {whole['python']}, {named}"
+    )
+    return "\n\n".join([first, *(_table(found) for found in whole["results"])])
+
+
+def _table(found: dict[str, Any]) -> str:
+    lines = [
+        f"**{found['case']}, {found['fill']:.0%} fill** ({found['tokens']} useful tokens a step)\n",
+        "| " + " | ".join(HEAD) + " |",
+        "|---|" + "---:|" * (len(HEAD) - 1),
+    ]
+    ours = found["columns"].get("ours")
+    for column in found["columns"].values():
+        lines.append("| " + " | ".join(_row(column, ours)) + " |")
+    if found["equality"]:
+        lines.append(
+            "\nDifference between both sides, relative: loss {loss:.1e}, gradient {gradient_l2:.1e} (L2), "
+            "{gradient_largest:.1e} (largest single one of a tensor, over the tensor's largest)".format(
+                **found["equality"]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _row(column: dict[str, Any], ours: dict[str, Any] | None) -> list[str]:
+    if "refused" in column:
+        return [column["title"], "does not run: " + column["refused"].replace("|", "/")[:120], *[""] * 7]
+    low, high = column["quartiles"]
+    faster = f"{column['seconds'] / ours['seconds']:.2f}× ({column['cpu'] / ours['cpu']:.2f}× CPU)" if ours else ""
+    smaller = f"{ours['peak'] / column['peak']:.2f}" if ours else ""
+    return [
+        column["title"], f"{column['seconds']:.2f}", f"{low:.2f}–{high:.2f}", f"{column['cpu']:.2f}",
+        f"{column['tokens_per_second']:.0f}", faster, f"{column['peak'] / 1e6:.0f}", smaller,
+        f"{column['grown'] / 1e6:.0f}",
+    ]  # fmt: skip

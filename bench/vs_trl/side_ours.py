@@ -1,0 +1,151 @@
+"""Our side: Isentrope's trainer on one job; started by `python bench/vs_trl`.
+
+The whole Trainer is built, as for a run; recorded rollouts go to its Updater as the loop would hand them over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(BENCH.parent), str(BENCH)]
+
+import _probe as probe  # noqa: E402
+
+from trainer.attempt import prepare_environment  # noqa: E402
+from trainer.config import RunConfig, load  # noqa: E402
+from trainer.events import RunFolder  # noqa: E402
+
+
+def config(job: dict[str, Any], prompts: int, samples: int, tokens: dict[str, int], task: dict[str, Any]) -> RunConfig:
+    """Return the job's settings in our words: TRL's `dapo` loss is GRPO's token mean."""
+    parts: list[dict[str, Any]] = [{"type": "group_norm", "epsilon": 1e-4}]  # TRL's epsilon
+    if job["entropy_coefficient"]:
+        parts.append({"type": "entropy_bonus", "coefficient": job["entropy_coefficient"]})
+    return load({
+        "model": {"source": job["model"], "dtype": "float32"},
+        "task": task,
+        "sampling": {"prompts_per_step": prompts, "samples_per_prompt": samples, **tokens},
+        "objective": {"preset": "grpo", "parts": parts},
+        "optimiser": {
+            **job["optimiser"], "steps": job["warmup"] + job["steps"], "warmup_steps": 0,
+            "old_logprobs": job.get("old_logprobs", "auto"),
+        },
+        "evaluation": {"every_steps": 0, "prompts": 1, "samples_per_prompt": 1, "greedy": False},
+        "resources": {"cpu_threads": job["threads"]},
+        **job.get("config", {}),
+    })  # fmt: skip
+
+
+def replay(job: dict[str, Any]) -> dict[str, Any]:
+    """Learn from recorded rollouts again and again."""
+    recorded = json.loads(Path(job["rollouts"]).read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rows.jsonl"
+        table.write_text(
+            "".join(json.dumps({"prompt": f"t{i + 9}", "answer": "0"}) + "\n" for i in range(256)), "utf-8"
+        )
+        tokens = {"max_prompt_tokens": 64, "max_completion_tokens": recorded["longest"]}
+        task = {"type": "dataset", "path": str(table), "chat_template": False}
+        settings = config(job, len(recorded["prompts"]), recorded["samples"], tokens, task)
+        trainer = built(settings, Path(folder))
+        try:
+            return learn(trainer, job, completions(recorded, trainer.policy))
+        finally:
+            trainer.close()
+
+
+def built(settings: RunConfig, folder: Path) -> Any:
+    """Return a Trainer as `python -m trainer` builds it."""
+    prepare_environment(settings)
+    import torch
+
+    torch.set_num_threads(settings.resources.cpu_threads)
+    from trainer.distributed import World
+    from trainer.loop import Trainer
+    from trainer.stream import Stream
+
+    run = RunFolder(folder)
+    run.config.write_text(settings.model_dump_json(), "utf-8")
+    return Trainer(run, settings, 1, Stream(run, 1), World(cpu=True))
+
+
+def completions(recorded: dict[str, Any], policy: Any) -> list[Any]:
+    """Return recorded rollouts as graded completions, with what sampling would have said of their tokens."""
+    from trainer.collect import Completion
+    from trainer.policy import Trajectory
+    from trainer.rewards.scoring import Scored
+    from trainer.tasks import Row
+
+    samples, longest = recorded["samples"], recorded["longest"]
+    prompts = [tuple(prompt) for prompt in recorded["prompts"] for _ in range(samples)]
+    tokens = [Trajectory(*pair) for pair in zip(prompts, map(tuple, recorded["completions"]), strict=True)]
+    lengths = [len(one.completion) for one in tokens]
+    said = policy.score(tokens, 1.0)
+    logprob, entropy = (said[name].split(lengths) for name in ("logprob", "entropy"))
+    return [
+        Completion(
+            index=index, group=index // samples, sample=index % samples, auxiliary=False, row=Row("", "", ""),
+            tokens=tokens[index], engine_logprob=logprob[index].tolist(), engine_entropy=entropy[index].tolist(),
+            finish_reason="length" if lengths[index] == longest else "stop", text="", offsets=[], scored=Scored(reward),
+        )
+        for index, reward in enumerate(recorded["rewards"])
+    ]  # fmt: skip
+
+
+def learn(trainer: Any, job: dict[str, Any], rollouts: list[Any]) -> dict[str, Any]:
+    """Time the updater on the same completions, as the loop calls it."""
+    keep_gradients(trainer, job.get("gradients"))
+    sampled = trainer.old_logprobs.choice == "engine"
+    probe.trim()
+    probe.forget_peak()
+    found: dict[str, Any] = {"loaded_bytes": probe.resident(), "seconds": [], "cpu": [], "split": []}
+    losses, entropy = [], []
+    for step in range(1, job["warmup"] + job["steps"] + 1):
+        settings = trainer.steering.step(step)
+        settings.vocabulary = trainer.policy.vocabulary
+        times: dict[str, float] = {}
+        began = time.perf_counter(), time.process_time()
+        update = trainer.updater.update(rollouts, settings, 1, 1.0, times, sampled=sampled)
+        seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+        assert not update.problems, update.problems
+        losses.append(update.metrics["loss"][0])
+        entropy.append(float(update.batch.entropy.mean()))
+        if step > job["warmup"]:
+            found["seconds"].append(seconds)
+            found["cpu"].append(cpu)
+            found["split"].append(times)
+    return {**found, "losses": losses, "entropy": entropy, "peak_bytes": probe.peak(), "versions": versions()}
+
+
+def keep_gradients(trainer: Any, path: str | None) -> None:
+    """Save the gradients of the first optimiser step, before they are clipped."""
+    if path is None:
+        return
+    import torch
+
+    step, seen = trainer.optimiser.step, []
+
+    def watched(number: int) -> Any:
+        if not seen:
+            seen.append(number)
+            torch.save({name: p.grad.clone() for name, p in trainer.policy.lm.named_parameters()}, path)
+        return step(number)
+
+    trainer.optimiser.step = watched
+
+
+def versions() -> dict[str, str]:
+    from trainer.surroundings import versions as installed
+
+    return installed()
+
+
+if __name__ == "__main__":
+    given = probe.job()
+    probe.answer(given, {"replay": replay}[given["mode"]](given))
