@@ -157,7 +157,7 @@ def markdown(whole: dict[str, Any]) -> str:
     for found in whole["results"]:
         rate = found["flop"] / found["product"] / 1e12
         lines = [
-            f"**{found['shape']}**; one matrix product alone takes {1000 * found['product']:.0f} ms ({rate:.3f} TFLOP/s)\n",
+            f"**{found['shape']}**; one matrix product takes {1000 * found['product']:.0f} ms, {rate:.3f} TFLOP/s\n",
             "| " + " | ".join(HEAD) + " |",
             "|---|" + "---:|" * (len(HEAD) - 1),
         ]

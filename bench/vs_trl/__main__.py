@@ -54,11 +54,8 @@ def sides(case: Case, options: argparse.Namespace) -> dict[str, Side]:
             known[f"expert-{batch}"] = Side(
                 f"TRL, sorted, {batch} a batch", trl, "side_trl.py", {"trl": {"sorted": True, "per_device": batch}}
             )
-    return {
-        name: side
-        for name, side in known.items()
-        if {name, name.partition("expert-")[1].rstrip("-")} & {*options.columns}
-    }
+    wanted = {*options.columns, *(name for name in known if name.startswith("expert-") and "expert" in options.columns)}
+    return {name: side for name, side in known.items() if name in wanted}
 
 
 def compare(case: Case, fill: float, folder: Path, options: argparse.Namespace) -> dict:
