@@ -7,6 +7,7 @@ with gradients meets the policy anyway.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainer.events import Choice
@@ -49,18 +50,23 @@ def old_logprobs(config: RunConfig, caps: Caps) -> Choice:
         return Choice(choice="score", why="sampling gives no exact entropy")
     if moments_wanted(config) and not caps.moments:
         return Choice(choice="score", why="sampling gives no moments of the distribution")
-    sighted = [part for part in config.objective.parts if _of_policy(part) and not part.blind]
-    if not sighted:
+    seeing = sighted(config.objective.parts)
+    if not seeing:
         return Choice(choice="engine", why="on-policy, no gradient of this objective depends on a log-prob or entropy")
-    reference = [part.type for part in sighted if "ref_logprob" in part.reads()]
+    reference = [part.type for part in seeing if "ref_logprob" in part.reads()]
     if reference:  # rounding alone would be a divergence, and Adam makes a full step of the smallest gradient
         return Choice(choice="score", why=f"{reference[0]} compares two policies, so both take the same kind of pass")
-    names = ", ".join(part.type for part in sighted)
+    names = ", ".join(part.type for part in seeing)
     if caps.in_process and config.model.dtype == "float32":
         return Choice(
             choice="engine", why=f"{names}: sampling runs the same weights in float32, so nothing but rounding differs"
         )
     return Choice(choice="score", why=f"{names}: sampling rounds differently from training in {config.model.dtype}")
+
+
+def sighted(parts: Sequence[ObjectivePart]) -> list[ObjectivePart]:
+    """Return the parts through which an on-policy gradient depends on statistics of the policy."""
+    return [part for part in parts if _of_policy(part) and not part.blind]
 
 
 def moments_wanted(config: RunConfig) -> bool:

@@ -96,7 +96,8 @@ class Canon(Normaliser):
         return self
 
     def reads(self) -> frozenset[Statistic]:
-        return frozenset({"old_entropy"}) if self.metric == "entropy" else frozenset()
+        ties = frozenset[Statistic]({"old_logprob"})  # equal metrics are ordered by it
+        return {"entropy": ties | {"old_entropy"}, "length": ties}.get(self.metric, frozenset())
 
     def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
         counted = answered(batch) if self.metric == "entropy" else batch
