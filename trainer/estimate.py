@@ -1,4 +1,4 @@
-"""What a run will cost, roughly and before it starts: batches, tokens, memory, disk. No torch."""
+"""What a run will cost, before it starts: batches, tokens, memory, disk. No torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from trainer.config import RunConfig
+from trainer.memory import Advice, MemoryPlan, advice, plan, unknown
+from trainer.memory.activations import width_of
+from trainer.memory.plan import trained
 from trainer.model_files import ModelInfo
 
 MOMENTS = 8  # bytes a trained weight: AdamW's two, float32
-ACTIVATIONS = (
-    34  # bytes per token, layer and hidden unit at 16 bits (arXiv 2205.05198, section 4, without attention maps)
-)
-LINEARS = 9  # adapted matrices of a layer in units of [hidden, hidden], inputs and outputs added up
 
 
 class Estimate(BaseModel):
-    """`memory_bytes` is rough and for one process; `disk_bytes` counts the checkpoints kept and one draft."""
+    """`memory` is one process's, None where `memory_unknown` says why; `disk_bytes`: kept checkpoints and a draft."""
 
     steps: int
     updates: int
@@ -28,19 +27,31 @@ class Estimate(BaseModel):
     evaluation_completions: int
     parameters: int
     trained_parameters: int
-    memory_bytes: int
+    memory: MemoryPlan | None
+    memory_unknown: str
+    memory_room: int | None  # bytes that can be had: of the machine for all processes, or of a GPU for each
+    memory_advice: list[Advice]  # what makes it less, most effective first
     checkpoint_bytes: int
     disk_bytes: int
     free_disk_bytes: int | None
 
+    @property
+    def memory_lacking(self) -> bool:
+        """Return whether the run is expected to take more memory than there is."""
+        return bool(self.memory and self.memory_room and self.memory.machine_bytes > self.memory_room)
 
-def estimate(config: RunConfig, info: ModelInfo, folder: Path | None) -> Estimate:
-    """Return the figures of a run whose folder will lie in `folder` (None: not known, free space is left out)."""
+
+def estimate(config: RunConfig, info: ModelInfo, folder: Path | None, *, room: int | None = None) -> Estimate:
+    """Return the figures of a run whose folder will lie in `folder` (None: not known, free space is left out).
+
+    `room` is the memory to be had: of one GPU where GPUs are asked for, else of the machine.
+    """
     sampling, optimiser, evaluation = config.sampling, config.optimiser, config.evaluation
     per_step = sampling.prompts_per_step * sampling.samples_per_prompt
     times = 2 + (optimiser.steps - 1) // evaluation.every_steps if evaluation.every_steps else 0
-    trained = _trained(config, info)
-    checkpoint = _checkpoint_bytes(config, info, trained)
+    moving = trained(config, info)
+    checkpoint = _checkpoint_bytes(config, info, moving)
+    gpu_bytes = room if config.resources.gpus else None
     kept = config.checkpoint.keep if config.checkpoint.every_steps else 1
     return Estimate(
         steps=optimiser.steps,
@@ -50,43 +61,20 @@ def estimate(config: RunConfig, info: ModelInfo, folder: Path | None) -> Estimat
         max_tokens=per_step * optimiser.steps * sampling.max_completion_tokens,
         evaluation_completions=times * evaluation.prompts * (evaluation.samples_per_prompt + evaluation.greedy),
         parameters=info.parameters,
-        trained_parameters=trained,
-        memory_bytes=_memory_bytes(config, info, trained),
+        trained_parameters=moving,
+        memory=plan(config, info, gpu_bytes=gpu_bytes),
+        memory_unknown=unknown(info),
+        memory_room=room,
+        memory_advice=advice(config, info, gpu_bytes=gpu_bytes),
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * (kept + 1),
         free_disk_bytes=_free(folder),
     )
 
 
-def _width(config: RunConfig) -> int:
-    return 4 if config.model.dtype == "float32" else 2
-
-
-def _trained(config: RunConfig, info: ModelInfo) -> int:
-    lora = config.model.lora
-    if not lora.enabled:
-        return info.parameters
-    return min(info.parameters, info.layers * 2 * LINEARS * info.hidden_size * lora.rank)
-
-
-def _memory_bytes(config: RunConfig, info: ModelInfo, trained: int) -> int:
-    width = _width(config)
-    masters = 0 if width == 4 else 4 * trained
-    weights = info.parameters * width + trained * (width + MOMENTS) + masters
-    tokens = min(
-        config.optimiser.tokens_per_microbatch,
-        config.sampling.prompts_per_step
-        * config.sampling.samples_per_prompt
-        * (config.sampling.max_prompt_tokens + config.sampling.max_completion_tokens),
-    )
-    layers = 1 if config.model.gradient_checkpointing else info.layers
-    activations = tokens * info.hidden_size * (layers * ACTIVATIONS * width // 2 + info.layers * width)
-    return weights + activations
-
-
-def _checkpoint_bytes(config: RunConfig, info: ModelInfo, trained: int) -> int:
-    width = _width(config)
-    return info.parameters * width + trained * (MOMENTS + (0 if width == 4 else 4)) + (8 << 20)
+def _checkpoint_bytes(config: RunConfig, info: ModelInfo, moving: int) -> int:
+    width = width_of(config.model)
+    return info.parameters * width + moving * (MOMENTS + (0 if width == 4 else 4)) + (8 << 20)
 
 
 def _free(folder: Path | None) -> int | None:

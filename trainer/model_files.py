@@ -25,6 +25,9 @@ BITS = {
 }  # fmt: skip
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
+HEADS = ("lm_head", "embed_out", "output_projection")  # output layers
+UNADAPTED = (*HEADS, "embed", "wte", "wpe")  # parts of names of matrices that LoRA leaves alone
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -41,6 +44,15 @@ class ModelInfo(BaseModel):
     dtype: str = ""
     layers: int = 0
     hidden_size: int = 0
+    intermediate_size: int = 0  # width of the feed-forward part
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
+    gated: bool = False  # the feed-forward part multiplies two projections
+    query_norm: bool = False  # query and key heads are normalised
+    experts: bool = False
+    tied: bool = False  # the output layer is the embedding
+    linear_sides: dict[str, int] = {}  # inputs plus outputs of all linear layers of a name: what LoRA's size follows
     chat_template: bool = False
     bytes: int = 0
     problems: list[str] = []
@@ -140,10 +152,22 @@ def _read_config(info: ModelInfo, config: dict[str, Any]) -> None:
     info.context = next((found for name in CONTEXT if (found := _whole(text, name))), None)
     info.layers = _whole(text, "num_hidden_layers", "n_layer", "num_layers") or 0
     info.hidden_size = _whole(text, "hidden_size", "n_embd", "d_model") or 0
+    _read_shapes(info, text)
     if not info.architecture and not config.get("model_type"):
         info.problems.append("config.json names neither architectures nor model_type, so the model cannot be built")
     if config.get("quantization_config"):
         info.problems.append("the weights are quantised; training needs the full-precision model")
+
+
+def _read_shapes(info: ModelInfo, text: dict[str, Any]) -> None:
+    """Note what memory follows from; what config.json leaves open stays 0."""
+    info.heads = _whole(text, "num_attention_heads", "n_head", "num_heads") or 0
+    info.kv_heads = _whole(text, "num_key_value_heads") or info.heads
+    info.head_size = _whole(text, "head_dim") or (info.hidden_size // info.heads if info.heads else 0)
+    info.intermediate_size = _whole(text, "intermediate_size", "n_inner", "ffn_dim") or 0
+    if not info.intermediate_size and "n_inner" in text:  # GPT-2's null stands for this
+        info.intermediate_size = 4 * info.hidden_size
+    info.experts = any((_whole(text, name) or 0) > 1 for name in EXPERTS)
 
 
 def _refuse_code(info: ModelInfo, path: Path, config: dict[str, Any]) -> None:
@@ -170,6 +194,10 @@ def _read_weights(info: ModelInfo, path: Path) -> None:
         return
     info.bytes = sum(file.stat().st_size for file in files)
     info.parameters = sum(tensor.elements for tensor in tensors.values())
+    info.tied = not any(head in name for name in tensors for head in HEADS)
+    info.gated = any("gate_proj" in name or "gate_up_proj" in name for name in tensors)
+    info.query_norm = any("q_norm" in name for name in tensors)
+    info.linear_sides = _linear_sides(tensors)
     sizes = Counter[str]()
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.elements
@@ -178,6 +206,15 @@ def _read_weights(info: ModelInfo, path: Path) -> None:
         return
     common = sizes.most_common(1)[0][0]
     info.dtype = DTYPES.get(common, common)
+
+
+def _linear_sides(tensors: dict[str, Tensor]) -> dict[str, int]:
+    found = Counter[str]()
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight").rpartition(".")[2]
+        if name.endswith(".weight") and len(tensor.shape) == 2 and not any(part in name for part in UNADAPTED):
+            found[layer] += sum(tensor.shape)
+    return dict(found)
 
 
 def _weight_files(path: Path) -> list[Path]:

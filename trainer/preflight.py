@@ -19,6 +19,7 @@ from trainer import models
 from trainer.config import RunConfig, load
 from trainer.errors import ConfigError, TrainerError
 from trainer.estimate import Estimate, estimate
+from trainer.memory import LABELS, PHASES, available
 from trainer.model_files import ModelInfo
 from trainer.roots import home
 from trainer.tasks import Row, Task
@@ -27,6 +28,7 @@ TRIALS = 3
 TRIED_ROWS = 24
 LONGEST = 500
 SHOWN = 500  # characters
+ADVICE = 3  # changes named
 SPARE = 1.3  # a checkpoint is written beside the old one, and file systems want some air
 
 
@@ -74,12 +76,19 @@ class Preflight(BaseModel):
             for trial in self.trials
         ]
         if self.estimate:
-            lines.append("estimate: " + ", ".join(f"{name} {value}" for name, value in self.estimate))
+            figures = ((name, value) for name, value in self.estimate if not name.startswith("memory"))
+            lines.append("estimate: " + ", ".join(f"{name} {value}" for name, value in figures))
+            lines.append(f"memory: {_memory_of(self.estimate)}")
         return "\n".join([*lines, "ready to train" if self.ok else "not ready"])
 
 
-def check(config: RunConfig, *, deep: bool = True, folder: Path | None = None) -> Preflight:
-    """Return what would stop or hurt this run; `folder` is where run folders lie ($ISENTROPE_HOME/runs or here)."""
+def check(
+    config: RunConfig, *, deep: bool = True, folder: Path | None = None, gpu_bytes: int | None = None
+) -> Preflight:
+    """Return what would stop or hurt this run; `folder` is where run folders lie ($ISENTROPE_HOME/runs or here).
+
+    `gpu_bytes` is the memory of the smallest GPU it may get, where that is known.
+    """
     report = Preflight()
     info = models.inspect(config.model.source)
     for problem in info.problems[:1]:
@@ -88,7 +97,7 @@ def check(config: RunConfig, *, deep: bool = True, folder: Path | None = None) -
         report.add("model.source", f"model.source: {note}", warning=True)
     _context(report, config, info)
     if info.parameters:
-        _costs(report, config, info, folder or _runs())
+        _costs(report, config, info, folder or _runs(), gpu_bytes)
     try:
         task: Task = config.task
         task.check()
@@ -113,8 +122,9 @@ def _context(report: Preflight, config: RunConfig, info: ModelInfo) -> None:
         report.add(field, f"{field}: {message}; prompts longer than {room} will be refused", warning=True)
 
 
-def _costs(report: Preflight, config: RunConfig, info: ModelInfo, folder: Path) -> None:
-    cost = report.estimate = estimate(config, info, folder)
+def _costs(report: Preflight, config: RunConfig, info: ModelInfo, folder: Path, gpu_bytes: int | None) -> None:
+    room = gpu_bytes if config.resources.gpus else available()
+    cost = report.estimate = estimate(config, info, folder, room=room)
     free = cost.free_disk_bytes
     if free is not None and cost.checkpoint_bytes * SPARE > free:
         message = f"a checkpoint takes about {_size(cost.checkpoint_bytes)} and {_size(free)} are free in {folder}"
@@ -122,12 +132,8 @@ def _costs(report: Preflight, config: RunConfig, info: ModelInfo, folder: Path) 
     elif free is not None and cost.disk_bytes > free:
         message = f"{config.checkpoint.keep} checkpoints take about {_size(cost.disk_bytes)}, {_size(free)} are free"
         report.add("checkpoint.keep", f"checkpoint.keep: {message}; keep fewer or free some space", warning=True)
-    memory = None if config.resources.gpus else _memory()
-    if memory and cost.memory_bytes > memory:
-        message = (
-            f"training may take {_size(cost.memory_bytes)} of memory and this machine has {_size(memory)} to spare"
-        )
-        report.add("model.source", f"model.source: {message}; use LoRA, bfloat16 or a smaller model", warning=True)
+    if cost.memory_lacking:
+        report.add("model.source", f"model.source: {lacking(cost)}", warning=True)
 
 
 def _data(report: Preflight, config: RunConfig, info: ModelInfo) -> None:
@@ -240,13 +246,23 @@ def _runs() -> Path:
     return home() / "runs" if os.environ.get("ISENTROPE_HOME") else Path.cwd()
 
 
-def _memory() -> int | None:
-    """Return the bytes of main memory that can be had now, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+def lacking(cost: Estimate) -> str:
+    """Return what to say of a run whose memory will not do: what it takes, what there is, which settings to change."""
+    assert cost.memory is not None
+    where = "a GPU has" if cost.memory.device == "cuda" else "this machine has"
+    text = f"training may take {_size(cost.memory.machine_bytes)} of memory and {where} {_size(cost.memory_room or 0)}"
+    changes = [f"{change.text} ({_size(change.saved_bytes)} less)" for change in cost.memory_advice[:ADVICE]]
+    return f"{text}; " + ("; ".join(changes) or "take a smaller model")
+
+
+def _memory_of(cost: Estimate) -> str:
+    """Return the predicted peak with its parts, largest first."""
+    if cost.memory is None:
+        return f"unknown: {cost.memory_unknown}"
+    peak = cost.memory.peak
+    parts = ", ".join(f"{LABELS[name].lower()} {_size(size)}" for name, size in peak.sorted())
+    room = f"; {_size(cost.memory_room)} available" if cost.memory_room else ""
+    return f"{_size(cost.memory.machine_bytes)} at most, while {PHASES[peak.name]} ({parts}){room}"
 
 
 def _size(count: int) -> str:

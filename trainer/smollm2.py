@@ -34,6 +34,15 @@ def announced(folder: Path) -> ModelInfo:
     info = ModelInfo(source=SOURCE, kind="builtin", path=str(folder), architecture="LlamaForCausalLM")
     info.parameters, info.vocabulary, info.context = 134_515_008, 49_152, 8192
     info.layers, info.hidden_size, info.chat_template = 30, 576, True
+    info.intermediate_size, info.heads, info.kv_heads, info.head_size = 1536, 9, 3, 64
+    info.gated = info.tied = True
+    info.linear_sides = {
+        name: info.layers * (inputs + outputs)
+        for name, inputs, outputs in (
+            ("q_proj", 576, 576), ("k_proj", 576, 192), ("v_proj", 576, 192), ("o_proj", 576, 576),
+            ("gate_proj", 576, 1536), ("up_proj", 576, 1536), ("down_proj", 1536, 576),
+        )
+    }  # fmt: skip
     info.dtype, info.bytes = "bfloat16", 2 * info.parameters
     info.notes.append(
         "converted to safetensors on first use (about a minute)"

@@ -137,7 +137,6 @@ def test_the_estimate_by_hand() -> None:
     assert (found.updates, found.completions, found.max_tokens) == (200, 51_200, 819_200)
     assert found.evaluation_completions == 6 * 64 * 17  # steps 0, 20, 40, 60, 80, 100; 16 samples and a greedy one
     assert found.parameters == found.trained_parameters
-    assert found.memory_bytes > 16 * found.parameters
     assert found.free_disk_bytes is None
 
 

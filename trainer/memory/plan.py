@@ -1,0 +1,229 @@
+"""What one process of a run will hold at its fullest, phase by phase and part by part; arithmetic on shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+
+from trainer import budgets
+from trainer.config import RunConfig
+from trainer.memory.activations import WIDE, adapted, layer_bytes, passing_bytes, width_of
+from trainer.model_files import ModelInfo
+
+LABELS = {
+    "runtime": "Python and libraries",
+    "weights": "Weights",
+    "reference": "Reference model",
+    "masters": "Float32 weights",
+    "optimiser": "Optimiser state",
+    "gradients": "Gradients",
+    "activations": "Activations",
+    "head": "Output layer",
+    "cache": "Key-value cache",
+    "copies": "Copies",
+}
+PHASES = {
+    "load": "loading the model",
+    "generate": "sampling",
+    "score": "scoring",
+    "update": "learning",
+    "save": "writing a checkpoint",
+}
+CPU_RUNTIME = 560 << 20  # resident with torch 2.13 (CPU) and transformers 5 after a step of the built-in tiny model
+CUDA_RUNTIME = 600 << 20  # a CUDA context with cuBLAS's workspaces
+GPU_BYTES = 80 << 30  # taken for a GPU's memory where none is known
+DRAWN = 3  # [rows, V] float32 arrays while a token is drawn
+NEEDED = {
+    "parameters": "safetensors headers",
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+
+
+class Phase(BaseModel):
+    """What is held at once while one thing is done: bytes by part."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+    def sorted(self) -> list[tuple[str, int]]:
+        """Return the parts, largest first."""
+        return sorted(self.parts.items(), key=lambda part: -part[1])
+
+
+class MemoryPlan(BaseModel):
+    """The phases of one process; on a GPU what counts is the GPU's memory."""
+
+    device: Literal["cpu", "cuda"]
+    processes: int
+    phases: list[Phase]
+
+    @property
+    def peak(self) -> Phase:
+        """Return the phase that takes most."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peak.bytes
+
+    @property
+    def machine_bytes(self) -> int:
+        """Return what all processes of one machine take: on a GPU each has its own."""
+        return self.peak_bytes * (self.processes if self.device == "cpu" else 1)
+
+
+def unknown(info: ModelInfo) -> str:
+    """Return why the memory of a run with this model cannot be told beforehand, or ""."""
+    if info.experts:
+        return "the model is a mixture of experts, whose activations depend on what is routed where"
+    lacking = [name for field, name in NEEDED.items() if not getattr(info, field)]
+    if lacking:
+        return f"the model's files do not say {', '.join(lacking)}"
+    return ""
+
+
+def plan(config: RunConfig, info: ModelInfo, *, gpu_bytes: int | None = None) -> MemoryPlan | None:
+    """Return the phases of a run, or None where `unknown` says why not; `gpu_bytes` is one GPU's memory."""
+    if unknown(info):
+        return None
+    planner = _Planner(config, info, _Batch.of(config), gpu_bytes or GPU_BYTES)
+    found = {
+        "load": planner.load(),
+        "generate": planner.generate(),
+        "score": planner.score(),
+        "update": planner.update(),
+        "save": planner.save(),
+    }
+    phases = [
+        Phase(name=name, parts={part: size for part, size in parts.items() if size}) for name, parts in found.items()
+    ]
+    return MemoryPlan(device="cuda" if config.resources.gpus else "cpu", processes=_processes(config), phases=phases)
+
+
+def _processes(config: RunConfig) -> int:
+    return config.resources.gpus or config.resources.processes
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one process works on, at most."""
+
+    rows: int  # completions sampled at once, were there memory
+    longest: int  # tokens of a prompt and its completion
+    tokens: int  # of a micro-batch
+    states: int  # of these, tokens of completions
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _Batch:
+        sampling, optimiser, evaluation = config.sampling, config.optimiser, config.evaluation
+        prompts = -(-sampling.prompts_per_step // _processes(config))
+        rows = prompts * sampling.samples_per_prompt
+        measured = (
+            -(-evaluation.prompts // _processes(config)) * evaluation.samples_per_prompt
+            if evaluation.every_steps
+            else 0
+        )
+        longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
+        wanted = optimiser.tokens_per_microbatch
+        budget = wanted if config.resources.gpus else min(wanted, budgets.CPU_MICROBATCH_TOKENS)
+        learned = -(-rows // optimiser.minibatches_per_step)
+        tokens = min(max(budget, longest), learned * longest)
+        states = min(tokens, learned * sampling.max_completion_tokens)
+        return cls(max(rows, measured), longest, tokens, states)
+
+
+class _Planner:
+    """Adds up the parts of each phase."""
+
+    def __init__(self, config: RunConfig, info: ModelInfo, batch: _Batch, gpu_bytes: int) -> None:
+        self.config, self.info, self.batch, self.gpu_bytes = config, info, batch, gpu_bytes
+        self.model, self.width = config.model, width_of(config.model)
+        self.cuda = bool(config.resources.gpus)
+        self.trained = trained(config, info)
+
+    def load(self) -> dict[str, int]:
+        """A file in another number format lies in memory beside what is made of it."""
+        read = 0 if self.cuda or self.info.dtype == self.model.dtype else self.info.bytes
+        return {**self._runtime(), **self._weights(), "copies": read}
+
+    def generate(self) -> dict[str, int]:
+        """Keys and values of the rows in flight, and a few [rows, V] arrays to draw from."""
+        token = 2 * self.info.layers * self.info.kv_heads * self.info.head_size * self.width
+        rows = min(self.batch.rows, max(1, self._cache_room() // (token * self.batch.longest)))
+        drawn = rows * self.info.vocabulary * WIDE * DRAWN
+        return {**self._resting(), "cache": rows * self.batch.longest * token, "head": drawn}
+
+    def score(self) -> dict[str, int]:
+        """One forward pass: what passes through a layer, the last hidden states and a chunk of logits."""
+        moving = self.batch.tokens * (passing_bytes(self.info, self.model) + 2 * self.info.hidden_size * self.width)
+        return {**self._resting(), "activations": moving, "head": self._chunk()}
+
+    def update(self) -> dict[str, int]:
+        """All that layers leave for the backward pass, or their inputs and one layer where they are recomputed."""
+        layers, left = self.info.layers, layer_bytes(self.info, self.model)
+        kept = left * layers
+        if self.model.gradient_checkpointing:
+            kept = left + self.info.hidden_size * self.width * layers
+        around = 3 * self.info.hidden_size * self.width
+        activations = self.batch.tokens * (kept + around + passing_bytes(self.info, self.model))
+        gradients = {"gradients": WIDE * self.trained}
+        return {
+            **self._resting(),
+            **gradients,
+            "activations": activations,
+            "head": self._chunk() + self._head_gradient(),
+        }
+
+    def save(self) -> dict[str, int]:
+        """Adapters are added into a copy of the weights they change."""
+        copy = self.info.parameters * self.width if self.model.lora.enabled else 0
+        return {**self._resting(), "copies": copy}
+
+    def _runtime(self) -> dict[str, int]:
+        return {"runtime": CUDA_RUNTIME if self.cuda else CPU_RUNTIME}
+
+    def _weights(self) -> dict[str, int]:
+        adapters = WIDE * self.trained if self.model.lora.enabled else 0
+        whole = self.info.parameters * self.width
+        return {"weights": whole + adapters, "reference": whole if reference(self.config) else 0}
+
+    def _resting(self) -> dict[str, int]:
+        """Return what is held all the time once the first step is done."""
+        masters = 0 if self.model.lora.enabled or self.width == WIDE else WIDE * self.trained
+        return {**self._runtime(), **self._weights(), "masters": masters, "optimiser": 2 * WIDE * self.trained}
+
+    def _cache_room(self) -> int:
+        return int(self.gpu_bytes * budgets.GPU_CACHE_SHARE) if self.cuda else budgets.CPU_CACHE_BYTES
+
+    def _chunk(self) -> int:
+        """Return the logits that exist at once, and the hidden states of the head with their gradient."""
+        logits = self.batch.states * self.info.vocabulary * WIDE
+        states = 2 * self.batch.states * self.info.hidden_size * WIDE
+        return min(logits, budgets.HEAD_BYTES) + states
+
+    def _head_gradient(self) -> int:
+        """Return the gradient of the output layer before it is added to the others."""
+        return 0 if self.model.lora.enabled else self.info.vocabulary * self.info.hidden_size * WIDE
+
+
+def reference(config: RunConfig) -> bool:
+    """Return whether a second model is held to compare with; adapters need none."""
+    read = frozenset[str]().union(*(part.reads() for part in config.objective.parts))
+    return bool({"ref_logprob", "hellinger"} & read) and not config.model.lora.enabled
+
+
+def trained(config: RunConfig, info: ModelInfo) -> int:
+    """Return the number of trained weights."""
+    if not config.model.lora.enabled:
+        return info.parameters
+    return config.model.lora.rank * sum(adapted(info, config.model).values())
