@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 CHUNK_BYTES = 96 * 2**20  # of logits at once on a CPU: 512 rows of 49,152 tokens in float32
 CUDA_SHARE = 16  # the share of a GPU's memory for the same
@@ -27,12 +28,25 @@ def chunk_bytes_of(device: torch.device) -> int:
     return budget
 
 
-def parts(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size` that cover `count`, the last one shorter."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def parts(count: int, size: int, *, start: int = 0) -> Iterator[slice]:
+    """Yield slices of `size` that cover [start, count), the last one shorter."""
+    for first in range(start, count, size):
+        yield slice(first, min(first + size, count))
 
 
 def fitting(budget: int, bytes_each: int) -> int:
     """Return how many of something fit a budget of bytes; at least one."""
     return max(1, budget // max(1, bytes_each))
+
+
+class Buffer:
+    """Memory that chunk after chunk is computed in: fresh pages cost more than what is written to them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.memory = like.new_empty(0)
+
+    def of(self, rows: int, columns: int) -> Tensor:
+        """Return [rows, columns] of it, contiguous, holding anything."""
+        if self.memory.numel() < rows * columns:
+            self.memory = self.memory.new_empty(rows * columns)
+        return self.memory[: rows * columns].view(rows, columns)

@@ -1,20 +1,21 @@
-"""linear_logprob_entropy: checks its operands once and chooses the room."""
+"""linear_logprob_entropy and linear_token_loss: check the operands once, choose the room, restore the shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trainer.kernels.checks import check_operands, check_options, inverse_of, safe_target
 from trainer.kernels.chunked import chunked
-from trainer.kernels.reference import reference
+from trainer.kernels.chunks import chunk_bytes_of
+from trainer.kernels.fused import Loss, token_loss
+from trainer.kernels.reference import reference, reference_loss
+from trainer.kernels.rooms import RoomName, choose_room, load_room
 from trainer.kernels.stats import TokenStats
-
-Room = Literal["auto", "reference", "chunked"]
-ROOMS: dict[str, Callable[..., TokenStats]] = {"reference": reference, "chunked": chunked}
-CHUNK_BYTES = 64 * 2**20  # bytes of [rows, V] arrays alive at once
+from trainer.kernels.task import Task
+from trainer.kernels.wants import Shape, Wants
 
 
 def linear_logprob_entropy(
@@ -24,39 +25,127 @@ def linear_logprob_entropy(
     *,
     temperature: float | Tensor = 1.0,
     bias: Tensor | None = None,
-    room: Room = "auto",
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int | None = None,
     moments: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    second_temperature: float | None = None,
+    min_p: float | None = None,
+    top_p: float | None = None,
+    nucleus_crossing: bool = False,
+    room: RoomName = "auto",
+    keep_bytes: int = 0,
+    chunk_bytes: int | None = None,
+    invariant: bool = False,
 ) -> TokenStats:
-    """Return log-prob of `target` and exact entropy under softmax((hidden @ weight.T + bias) / temperature).
+    """Return log-prob of `target` and exact entropy under softmax(z / temperature), without keeping [N, V] logits.
 
-    hidden [N, H], weight [V, H], target [N] integers in [0, V), bias [V], temperature a number or [N], above 0.
-    Log-prob and entropy carry gradients to hidden, weight and bias; -inf in the bias bans tokens. Statistics are
-    float32 for bfloat16 and float16 operands, float64 for float64. Raises ValueError where shapes or temperature do
-    not fit.
+    z = cap(logit_scale (hidden @ weight.T + bias)), cap(x) = softcap tanh(x / softcap). hidden [..., H], weight
+    [V, H], bias [V], one floating dtype; target [...] integers in [0, V) or `ignore_index`; temperature a number or
+    [...], above 0. Statistics have the shape of target, in nats, float32 (float64 for float64 operands).
+
+    Gradients reach hidden, weight and bias, once. Rows without gradient cost nothing there. `keep_bytes` of logits are
+    kept for the backward pass instead of computed again; `chunk_bytes` of logits exist at once otherwise (None: by the
+    device's memory). `invariant`: a row's statistics are bitwise the same whatever stands in the other rows and however
+    many there are. Raises ValueError naming the argument and the fix; on CUDA, where looking at values would wait for
+    the device, a target or temperature out of range makes its row NaN instead.
     """
-    _check(hidden, weight, target, bias, chunk_bytes)
-    heat = torch.as_tensor(temperature, device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    if heat.ndim and heat.shape != target.shape:
-        raise ValueError(
-            f"temperature has shape {tuple(heat.shape)}; give a number or one for each of {len(target)} rows"
-        )
-    if isinstance(temperature, (int, float)) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it divides the logits and must be above 0")
-    if room not in ("auto", *ROOMS):
-        raise ValueError(f"there is no room {room!r}; choose auto or one of {', '.join(ROOMS)}")
-    compute = ROOMS["chunked" if room == "auto" else room]
-    return compute(hidden, weight, target.long(), temperature=heat, bias=bias, moments=moments, chunk_bytes=chunk_bytes)
+    call = _Call.of(
+        hidden, weight, target, temperature, bias, ignore_index,
+        Task(
+            load_room(choose_room(hidden.device, room)[0]),
+            Shape(logit_scale, softcap),
+            Wants(moments, second_temperature, min_p, top_p, nucleus_crossing),
+            chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes,
+            keep_bytes,
+            invariant=invariant,
+        ),
+    )  # fmt: skip
+    compute = reference if call.task.room.name == "reference" else chunked
+    return call.restore(compute(*call.operands, call.task))
 
 
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, chunk_bytes: int) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} do not fit; expected [N, H] and [V, H]"
-        )
-    if target.shape != hidden.shape[:1]:
-        raise ValueError(f"target has shape {tuple(target.shape)}; expected one token for each of {len(hidden)} rows")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected [{weight.shape[0]}]")
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes is {chunk_bytes}; it must be at least 1")
+def linear_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    loss: Loss,
+    *,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int | None = None,
+    moments: bool = False,
+    second_temperature: float | None = None,
+    min_p: float | None = None,
+    top_p: float | None = None,
+    nucleus_crossing: bool = False,
+    room: RoomName = "auto",
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, TokenStats]:
+    """Return the sum of per-token losses, differentiable once by hidden, weight and bias, and the detached statistics.
+
+    `loss(stats, rows)` gets the statistics of a few rows, of which the differentiable ones carry gradients, and the
+    numbers of these rows [n] int64 in the flattened target; it returns their losses [n]. It must need nothing of other
+    rows, and is called once for each chunk: three matrix products in all, instead of four, in constant memory. The
+    other arguments and errors are those of linear_logprob_entropy. Without gradients it is called once, for all rows.
+    """
+    call = _Call.of(
+        hidden, weight, target, temperature, bias, ignore_index,
+        Task(
+            load_room(choose_room(hidden.device, room)[0]),
+            Shape(logit_scale, softcap),
+            Wants(moments, second_temperature, min_p, top_p, nucleus_crossing),
+            chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes,
+        ),
+    )  # fmt: skip
+    live = call.live
+
+    def renumbered(stats: TokenStats, rows: Tensor) -> Tensor:
+        return loss(stats, rows if live is None else live[rows])
+
+    compute = reference_loss if call.task.room.name == "reference" else token_loss
+    total, stats = compute(*call.operands, renumbered, call.task)
+    return total, call.restore(stats)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Checked operands of the rows that count, and how to give back what was given."""
+
+    operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+    task: Task
+    shape: torch.Size  # of target
+    live: Tensor | None  # [n] the rows that are not ignored; None: all
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        temperature: float | Tensor,
+        bias: Tensor | None,
+        ignore_index: int | None,
+        task: Task,
+    ) -> _Call:
+        check_operands(hidden, weight, target, bias)
+        check_options(task)
+        inverse = inverse_of(temperature, target, torch.promote_types(hidden.dtype, torch.float32))
+        shape, states, target = target.shape, hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1).long()
+        live = None
+        if ignore_index is not None:
+            live = torch.nonzero(target != ignore_index).squeeze(1)
+            states, target, inverse = states[live], target[live], inverse[live]
+        target, inverse = safe_target(target, inverse, len(weight))
+        if 1 not in weight.stride():
+            weight = weight.contiguous()
+        return cls((states, weight, target, inverse, bias), task.on(hidden), shape, live)
+
+    def restore(self, stats: TokenStats) -> TokenStats:
+        """Return the statistics in the shape of the target, zeros where it was ignored."""
+        if self.live is None:
+            return stats.map(lambda value: value.reshape(self.shape))
+        live = self.live
+        return stats.map(lambda value: value.new_zeros(self.shape.numel()).index_copy(0, live, value).view(self.shape))

@@ -1,83 +1,45 @@
-"""Rarer statistics of softmax(logits / temperature), computed only where an objective reads them.
-
-A second pass over the head, a few rows of logits at a time. It is plain torch: the differentiable ones recompute their
-chunk in the backward pass, so [N, V] logits never exist here either.
-"""
+"""Statistics by the names that objectives use, and two quantities that compare or differentiate distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from trainer.kernels.chunked import row_chunks
+from trainer.kernels.chunks import chunk_bytes_of, fitting, parts
+from trainer.kernels.definitions import EXTRAS
+from trainer.kernels.door import linear_logprob_entropy, linear_token_loss
+from trainer.kernels.products import logits_
+from trainer.kernels.rows import shaped
+from trainer.kernels.stats import TokenStats
+from trainer.kernels.task import wide_of
+from trainer.kernels.wants import Shape
 
-REMOVED = -1e4  # logit of a token that min-p takes away, as in the reference code
-TOP = 5
-
-
-def _max_logprob(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return torch.log_softmax(z / heat, -1).amax(-1)
-
-
-def _mean_logit(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return (z / heat).mean(-1)
-
-
-def _logsumexp(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return torch.logsumexp(z / heat, -1)
-
-
-def _token_logit(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return z.gather(1, target[:, None]).squeeze(1)
-
-
-def _top5_prob(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return torch.softmax(z / heat, -1).topk(min(TOP, z.shape[1]), -1).values.sum(-1) / TOP
-
-
-def _tempered_logprob(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return _token_logit(torch.log_softmax(z / options["second_temperature"], -1), target, heat, options)
-
-
-def _tempered_entropy(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    logp = torch.log_softmax(z / options["second_temperature"], -1)
-    return -(logp.exp() * logp.clamp(min=REMOVED)).sum(-1)
-
-
-def _kept_logprob(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    p = torch.softmax(z / heat, -1)
-    kept = p >= options["min_p"] * p.amax(-1, keepdim=True)
-    logits = torch.where(kept, z / heat, REMOVED)
-    return _token_logit(torch.log_softmax(logits, -1), target, heat, options)
-
-
-def _nucleus_entropy(z: Tensor, target: Tensor, heat: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """SIREN (2509.25133): tokens strictly before the cumulative mass reaches top_p; none left gives 0."""
-    p = torch.softmax(z / heat, -1)
-    ordered, places = p.sort(-1, descending=True)
-    mass = ordered.detach().cumsum(-1)
-    before = mass - ordered.detach() if options.get("nucleus_crossing") else mass
-    kept = torch.zeros_like(p, dtype=torch.bool).scatter(-1, places, before < options["top_p"])
-    chosen = torch.where(kept, p, 0)
-    q = chosen / (chosen.sum(-1, keepdim=True) + 1e-12)
-    return -(q * (q + 1e-12).log()).sum(-1)
-
-
-Statistic = Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
-EXTRAS: dict[str, Statistic] = {
-    "max_logprob": _max_logprob,
-    "mean_logit": _mean_logit,
-    "logsumexp": _logsumexp,
-    "token_logit": _token_logit,
-    "top5_prob": _top5_prob,
-    "tempered_logprob": _tempered_logprob,
-    "tempered_entropy": _tempered_entropy,
-    "kept_logprob": _kept_logprob,
-    "nucleus_entropy": _nucleus_entropy,
+Side = tuple[Tensor, Tensor, Tensor | None]  # hidden [N, H], weight [V, H], bias [V]
+MOMENTS = ("sum_p2", "sum_p2_logp", "entropy_gain")
+OPTIONS = {
+    "tempered_logprob": "second_temperature",
+    "tempered_entropy": "second_temperature",
+    "kept_mass": "min_p",
+    "kept_logprob": "min_p",
+    "nucleus_entropy": "top_p",
+}
+FIELDS: dict[str, Callable[[TokenStats, float | Tensor], Tensor | None]] = {
+    "logprob": lambda stats, heat: stats.logprob,
+    "entropy": lambda stats, heat: stats.entropy,
+    "sum_p2": lambda stats, heat: stats.sum_p2,
+    "sum_p2_logp": lambda stats, heat: stats.sum_p2_logp,
+    "entropy_gain": lambda stats, heat: stats.entropy_gain,
+    "max_logprob": lambda stats, heat: stats.max_logit - stats.lse,
+    "logsumexp": lambda stats, heat: stats.lse,
+    "token_logit": lambda stats, heat: (stats.logprob.detach() + stats.lse) * heat,
+    "tempered_logprob": lambda stats, heat: stats.logprob2,
+    "tempered_entropy": lambda stats, heat: stats.entropy2,
+    "kept_mass": lambda stats, heat: stats.kept_mass,
+    "kept_logprob": lambda stats, heat: stats.kept_logprob,
+    "nucleus_entropy": lambda stats, heat: stats.nucleus_entropy,
 }
 
 
@@ -86,34 +48,71 @@ def linear_extras(
     weight: Tensor,  # [V, H]
     target: Tensor,  # [N]
     *,
-    names: list[str],
+    names: Collection[str],
     options: Mapping[str, Any],
-    temperature: float,
+    temperature: float | Tensor,
     bias: Tensor | None = None,  # [V]
-    chunk_bytes: int,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_bytes: int | None = None,
+    keep_bytes: int = 0,
 ) -> dict[str, Tensor]:
-    """Return the named statistics, [N] each, float32 at least; differentiable where `hidden` is.
+    """Return the named statistics, [N] each, float32 at least: those of TokenStats and EXTRAS, from one sweep.
 
-    `options` holds second_temperature (of the raw logits), min_p and top_p where a statistic reads them.
+    `options` holds second_temperature (of the raw logits), min_p, top_p and nucleus_crossing where a statistic reads
+    them. What TokenStats says carries a gradient. Two names are no row sums of a pass that knows only a row's maximum:
+    mean_logit weighs the whole vocabulary alike and is had from the mean row of the weight (no sweep, but for a
+    soft-cap), and top5_prob has to select, so it costs a sweep of its own.
     """
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    heat = torch.as_tensor(temperature, device=hidden.device, dtype=wide)
-
-    def chunk(states: Tensor, head: Tensor, shift: Tensor | None, target: Tensor) -> tuple[Tensor, ...]:
-        logits = states.to(wide) @ head.to(wide).T
-        logits = logits if shift is None else logits + shift.to(wide)
-        return tuple(EXTRAS[name](logits, target, heat, options) for name in names)
-
-    parts = []
-    for rows in row_chunks(len(target), weight.shape[0], wide.itemsize, chunk_bytes):
-        inputs = hidden[rows], weight, bias, target[rows]
-        parts.append(checkpoint(chunk, *inputs, use_reentrant=False) if torch.is_grad_enabled() else chunk(*inputs))
-    if not parts:
-        return {name: hidden.new_zeros(0, dtype=wide) for name in names}
-    return {name: torch.cat(columns) for name, columns in zip(names, zip(*parts, strict=True), strict=True)}
+    wanted = {option: options[option] for name, option in OPTIONS.items() if name in names}
+    found: dict[str, Tensor] = {}
+    head = {"bias": bias, "temperature": temperature, "logit_scale": logit_scale, "softcap": softcap}
+    if any(name in FIELDS for name in names):
+        stats = linear_logprob_entropy(
+            hidden, weight, target, **head, **wanted,
+            moments=not set(MOMENTS).isdisjoint(names),
+            nucleus_crossing=bool(options.get("nucleus_crossing")),
+            chunk_bytes=chunk_bytes, keep_bytes=keep_bytes,
+        )  # fmt: skip
+        found = {name: FIELDS[name](stats, temperature) for name in names if name in FIELDS}
+    if "mean_logit" in names and softcap is None:
+        found["mean_logit"] = _mean_logit(hidden, weight, bias) * logit_scale / temperature
+    rest = [name for name in names if name not in found]
+    if rest:
+        shape = Shape(logit_scale, softcap)
+        found |= _swept(hidden, weight, target, bias, rest, options, temperature, shape, chunk_bytes)
+    return {name: found[name] for name in names}
 
 
 @torch.no_grad()
+def _mean_logit(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = wide_of(hidden)
+    mean = hidden.to(wide) @ weight.mean(0, dtype=wide)
+    return mean if bias is None else mean + bias.mean(dtype=wide)
+
+
+@torch.no_grad()
+def _swept(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    names: list[str],
+    options: Mapping[str, Any],
+    temperature: float | Tensor,
+    shape: Shape,
+    chunk_bytes: int | None,
+) -> dict[str, Tensor]:
+    """Return statistics by their definitions, a few rows of logits at a time; detached."""
+    heat = torch.as_tensor(temperature, device=hidden.device, dtype=wide_of(hidden)).expand(len(hidden))
+    found = hidden.new_empty(len(names), len(hidden), dtype=wide_of(hidden))
+    for rows in _chunks(hidden, weight, chunk_bytes):
+        z = _logits((hidden, weight, bias), rows, shape)
+        for values, name in zip(found, names, strict=True):
+            values[rows] = EXTRAS[name](z, target[rows].long(), heat[rows, None], options)
+    return dict(zip(names, found, strict=True))
+
+
 def gradient_features(
     hidden: Tensor,  # [N, H]
     weight: Tensor,  # [V, H]
@@ -123,38 +122,53 @@ def gradient_features(
     *,
     temperature: float,
     bias: Tensor | None = None,
-    chunk_bytes: int,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Return the mean over each completion of d logprob / d hidden = (W[y] - p W) / temperature, [S, H]."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    total = hidden.new_zeros(completions, hidden.shape[1], dtype=wide)
-    head = weight.to(wide)
-    for rows in row_chunks(len(target), weight.shape[0], wide.itemsize, chunk_bytes):
-        logits = hidden[rows].to(wide) @ head.T
-        logits = logits if bias is None else logits + bias.to(wide)
-        feature = head[target[rows]] - torch.softmax(logits / temperature, -1) @ head
-        total.index_add_(0, owner[rows], feature / temperature)
-    return total / torch.bincount(owner, minlength=completions).clamp(min=1)[:, None]
+    """Return the mean over each completion of d logprob / d hidden, [S, H], detached.
+
+    Without scale and cap that is (W[y] - p W) / temperature.
+    """
+    with torch.enable_grad():
+        states = hidden.detach().requires_grad_()
+        total, _ = linear_token_loss(
+            states, weight.detach(), target, lambda stats, rows: stats.logprob,
+            temperature=temperature, bias=None if bias is None else bias.detach(),
+            logit_scale=logit_scale, softcap=softcap, chunk_bytes=chunk_bytes,
+        )  # fmt: skip
+        (slope,) = torch.autograd.grad(total, states)
+    mean = torch.zeros(completions, hidden.shape[1], dtype=wide_of(hidden), device=hidden.device)
+    mean.index_add_(0, owner, slope.to(mean.dtype))
+    return mean / torch.bincount(owner, minlength=completions).clamp(min=1)[:, None]
 
 
 @torch.no_grad()
 def squared_hellinger(
-    one: tuple[Tensor, Tensor, Tensor | None],  # hidden [N, H], weight [V, H], bias [V]
-    other: tuple[Tensor, Tensor, Tensor | None],
+    one: Side,
+    other: Side,
     *,
     temperature: float,
-    chunk_bytes: int,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Return 1 - sum over the vocabulary of sqrt(p q), [N], in [0, 1]."""
-    wide = torch.promote_types(one[0].dtype, torch.float32)
+    shape = Shape(logit_scale, softcap)
+    found = one[0].new_empty(len(one[0]), dtype=wide_of(one[0]))
+    for rows in _chunks(one[0], one[1], chunk_bytes):
+        p, q = (torch.log_softmax(_logits(side, rows, shape).div_(temperature), -1) for side in (one, other))
+        found[rows] = torch.logsumexp(p.add_(q).div_(2), -1)
+    return 1 - found.exp().clamp(max=1)
 
-    def logp(side: tuple[Tensor, Tensor, Tensor | None], rows: slice) -> Tensor:
-        hidden, weight, bias = side
-        logits = hidden[rows].to(wide) @ weight.to(wide).T
-        return torch.log_softmax((logits if bias is None else logits + bias.to(wide)) / temperature, -1)
 
-    found = [
-        torch.logsumexp((logp(one, rows) + logp(other, rows)) / 2, -1)
-        for rows in row_chunks(one[0].shape[0], one[1].shape[0], wide.itemsize, chunk_bytes)
-    ]
-    return 1 - torch.cat(found).exp().clamp(max=1) if found else one[0].new_zeros(0, dtype=wide)
+def _chunks(hidden: Tensor, weight: Tensor, chunk_bytes: int | None):
+    """Yield slices of rows whose logits, and a few arrays of their size, fit the budget."""
+    budget = (chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes) // 4
+    return parts(len(hidden), fitting(budget, len(weight) * wide_of(hidden).itemsize))
+
+
+def _logits(side: Side, rows: slice, shape: Shape) -> Tensor:
+    hidden, weight, bias = side
+    logits = hidden.new_empty(rows.stop - rows.start, len(weight), dtype=wide_of(hidden))
+    return shaped(logits_(logits, hidden[rows], weight), bias, shape)

@@ -147,30 +147,36 @@ def _moments(u: Tensor, weights: Tensor, log_sum: Tensor, entropy: Tensor) -> di
 
 
 def _nucleus(u: Tensor, weights: Tensor, log_sum: Tensor, wants: Wants) -> dict[str, Tensor]:
-    """Return entropy and mass of the nucleus and the u from which tokens belong to it (inf where none does).
+    """Return entropy and mass of the nucleus and a u between its last token and the next (inf where it is empty).
 
     SIREN (2509.25133): the likeliest tokens strictly before their cumulative mass reaches top_p; with `crossing` also
     the one at which it does. Tokens that tie with the last one inside are inside.
     """
     cut = torch.full_like(log_sum, torch.inf)
-    open_rows = torch.arange(len(u), device=u.device)
-    count = min(TOP, u.shape[1])
-    while len(open_rows):
-        ordered = u[open_rows].topk(count, dim=-1).values
-        p = (ordered - log_sum[open_rows, None]).exp()
-        mass = p.cumsum(-1)
-        inside = (mass - p if wants.crossing else mass) < wants.top_p
-        last = inside.sum(-1, keepdim=True)
-        found = ordered.gather(1, (last - 1).clamp(min=0)).squeeze(1)
-        cut[open_rows] = torch.where(last.squeeze(1) > 0, found, torch.inf)
-        if count == u.shape[1]:
-            break
-        open_rows, count = open_rows[inside[:, -1]], u.shape[1]
+    rows, count = torch.arange(len(u), device=u.device), min(TOP, u.shape[1])
+    while len(rows):
+        cut[rows], unfinished = _cut(u[rows], log_sum[rows], count, wants)
+        rows, count = rows[unfinished & (count < u.shape[1])], u.shape[1]
     chosen = weights * (u >= cut[:, None])
     total = chosen.sum(-1)
-    mean = torch.linalg.vecdot(chosen, u) / total
-    entropy = (total.log() - mean).masked_fill(total == 0, 0)
+    entropy = (total.log() - torch.linalg.vecdot(chosen, u) / total).masked_fill(total == 0, 0)
     return {"nucleus_entropy": entropy, "nucleus_mass": total * (-log_sum).exp(), "nucleus_cut": cut}
+
+
+def _cut(u: Tensor, log_sum: Tensor, count: int, wants: Wants) -> tuple[Tensor, Tensor]:
+    """Return the cut of each row from its `count` likeliest tokens, and whether those were too few to tell.
+
+    It lies half way to the next token, so that logits computed again, and rounded otherwise, choose the same set.
+    """
+    ordered = u.topk(count, dim=-1).values
+    p = (ordered - log_sum[:, None]).exp()
+    mass = p.cumsum(-1)
+    size = ((mass - p if wants.crossing else mass) < wants.top_p).sum(-1, keepdim=True)
+    last = ordered.gather(1, (size - 1).clamp(min=0))
+    reach = (ordered >= last).sum(-1, keepdim=True)  # with the ties
+    after = ordered.gather(1, reach.clamp(max=count - 1))
+    middle = torch.where(reach < count, (last + after) / 2, last - 1).maximum(last - 1)
+    return torch.where(size > 0, middle, torch.inf).squeeze(1), (reach == count).squeeze(1)
 
 
 def _block_gradient(s: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: Wants) -> Tensor:
@@ -180,12 +186,12 @@ def _block_gradient(s: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: W
     second = _second_gradient(u, inverse, row, wants)
     inside = u >= row["nucleus_cut"] if wants.top_p is not None else None
     kept = u >= wants.kept_cut if wants.min_p is not None else None
-    l = u.sub_(row["log_sum"]).clamp_(min=LOWEST)
-    slope = torch.addcmul(row["a0"], row["a1"], l)
+    logp = u.sub_(row["log_sum"]).clamp_(min=LOWEST)
+    slope = torch.addcmul(row["a0"], row["a1"], logp)
     if kept is not None:
         slope.add_(kept * row["kept0"])
     if inside is not None:
-        slope.add_(inside * torch.addcmul(row["nucleus0"], row["nucleus1"], l))
+        slope.add_(inside * torch.addcmul(row["nucleus0"], row["nucleus1"], logp))
     d = slope.mul_(p)
     return d if second is None else d.add_(second)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -28,3 +29,12 @@ class TokenStats:
     kept_mass: Tensor | None = None  # [N] mass of the tokens with p >= min_p * largest p
     kept_logprob: Tensor | None = None  # [N] log p of the target among them; about -1e4 where it is not one of them
     nucleus_entropy: Tensor | None = None  # [N] entropy of the nucleus, renormalised
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
+        """Return the same with every statistic that is there replaced by `change` of it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenStats(**{name: None if value is None else change(value) for name, value in values.items()})
+
+    def detach(self) -> TokenStats:
+        """Return the same without gradients."""
+        return self.map(Tensor.detach)

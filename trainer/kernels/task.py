@@ -38,7 +38,13 @@ class Task:
     keep_bytes: int = 0
     kept_dtype: torch.dtype | None = None  # of kept logits; None: as wide as they were computed
     slices: bool = False  # the backward goes by slices of the vocabulary, not by rows
-    invariant: bool = False  # every product has the same number of rows
+    invariant: bool = False  # every product of the forward has the same number of rows
+
+    def on(self, hidden: Tensor) -> Task:
+        """Return the task as it suits the device: on CUDA, logits are kept in two bytes and the backward slices."""
+        if not hidden.is_cuda:
+            return self
+        return replace(self, slices=True, kept_dtype=torch.bfloat16 if wide_of(hidden) == torch.float32 else None)
 
     def rows(self, vocabulary: int, wide: torch.dtype) -> int:
         """Return how many rows of logits exist at once."""
@@ -64,9 +70,6 @@ class Task:
             logits, target, inverse, scalars,
             first=first, bias=bias, shape=self.shape, wants=self.wants, dtype=dtype,
         )  # fmt: skip
-
-    def without_gradient(self) -> Task:
-        return replace(self, keep_bytes=0)
 
 
 def wide_of(hidden: Tensor) -> torch.dtype:

@@ -205,7 +205,7 @@ def statistics_of(logp: Tensor) -> dict[str, Tensor]:
 
 def rare_of(name: str, logp: Tensor, options: dict[str, Any]) -> Tensor:
     """Return a rarer statistic of each distribution, [K], by the trainer's own code; log-probs serve as logits."""
-    from trainer.kernels.extras import EXTRAS  # here: the web app reads Scene and must not load torch
+    from trainer.kernels.definitions import EXTRAS  # here: the web app reads Scene and must not load torch
 
     sampled = torch.zeros(len(logp), dtype=torch.long)
     return EXTRAS[name](logp, sampled, torch.ones((), dtype=logp.dtype), options)

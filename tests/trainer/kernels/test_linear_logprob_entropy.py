@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.kernels import ROOMS, linear_logprob_entropy
+from trainer.kernels import linear_logprob_entropy
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-ROOM_NAMES = sorted(ROOMS)
+ROOM_NAMES = ("reference", "chunked")
 
 
 @pytest.fixture(autouse=True)
@@ -291,7 +291,7 @@ def test_extreme_temperatures_strided_weights_and_autocast() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"hidden": torch.zeros(3, 4, 5)}, "hidden"),
+        ({"hidden": torch.zeros(3, 6)}, "hidden"),
         ({"target": torch.zeros(2, dtype=torch.long)}, "target"),
         ({"bias": torch.zeros(4)}, "bias"),
         ({"temperature": 0.0}, "temperature"),
