@@ -10,9 +10,8 @@ from importlib import metadata
 import numpy as np
 import torch
 
+from trainer.budgets import CPU_MICROBATCH_TOKENS
 from trainer.config import RunConfig
-
-CPU_MICROBATCH_TOKENS = 2048
 
 
 def microbatch_tokens(config: RunConfig, device: torch.device) -> int:

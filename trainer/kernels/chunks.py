@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 96 * 2**20  # of logits at once on a CPU: 512 rows of 49,152 tokens in float32
-CUDA_SHARE = 16  # the share of a GPU's memory for the same
+from trainer.budgets import CHUNK_BYTES, CHUNK_SHARE
+
 INVARIANT_ROWS = 128  # rows of every product where a row's result must not depend on its neighbours
 
 
@@ -22,7 +22,7 @@ def chunk_bytes_of(device: torch.device) -> int:
         return CHUNK_BYTES
     free, total = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    budget = total // CUDA_SHARE
+    budget = total // CHUNK_SHARE
     while budget > free // 2 and budget > CHUNK_BYTES:
         budget //= 2
     return budget
@@ -42,6 +42,8 @@ def fitting(budget: int, bytes_each: int) -> int:
 class Buffer:
     """Memory that chunk after chunk is computed in: fresh pages cost more than what is written to them."""
 
+    largest = 0  # bytes of logits that ever existed at once
+
     def __init__(self, like: Tensor) -> None:
         self.memory = like.new_empty(0)
 
@@ -49,4 +51,5 @@ class Buffer:
         """Return [rows, columns] of it, contiguous, holding anything."""
         if self.memory.numel() < rows * columns:
             self.memory = self.memory.new_empty(rows * columns)
+            Buffer.largest = max(Buffer.largest, self.memory.nbytes)
         return self.memory[: rows * columns].view(rows, columns)

@@ -208,8 +208,9 @@ class _Planner:
     def _chunk(self) -> int:
         """Return the logits that exist at once, and the hidden states of the head with their gradient."""
         logits = self.batch.states * self.info.vocabulary * WIDE
+        chunk = self.gpu_bytes // budgets.CHUNK_SHARE if self.cuda else budgets.CHUNK_BYTES
         states = 2 * self.batch.states * self.info.hidden_size * WIDE
-        return min(logits, budgets.HEAD_BYTES) + states
+        return min(logits, chunk) + states
 
     def _head_gradient(self) -> int:
         """Return the gradient of the output layer before it is added to the others."""
