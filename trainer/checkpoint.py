@@ -64,7 +64,7 @@ def save(folder: RunFolder, step: int, policy: Policy, state: dict[str, Any], te
 
 def _write_model(policy: Policy, path: Path) -> None:
     if policy.adapted is None:
-        policy.lm.save_pretrained(path)
+        policy.lm.save_pretrained(path, state_dict=policy.placement.state_dict(policy.lm))
     else:
         policy.lm.save_pretrained(path, state_dict=merged(policy))
         policy.adapted.save_pretrained(path / ADAPTER)
@@ -171,7 +171,7 @@ def newest(folder: RunFolder) -> tuple[Path | None, list[str]]:
 def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (state, tensors) of a checkpoint; tensors are read without running any code from the file."""
     state = json.loads((path / STATE).read_text("utf-8"))
-    return state, torch.load(path / TENSORS, weights_only=True, map_location="cpu")
+    return state, torch.load(path / TENSORS, weights_only=True, map_location="cpu", mmap=True)  # read as it is copied
 
 
 def prune(folder: RunFolder, keep: int) -> list[Path]:

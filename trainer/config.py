@@ -122,6 +122,11 @@ class OptimiserConfig(Settings):
     beta1: float = setting(0.9, help="AdamW's first moment decay.", ge=0, lt=1, advanced=True)
     beta2: float = setting(0.95, help="AdamW's second moment decay.", ge=0, lt=1, advanced=True)
     epsilon: float = setting(1e-8, help="AdamW's denominator floor.", gt=0, le=1e-2, advanced=True)
+    state_precision: Literal["float32", "8bit"] = setting(
+        "float32",
+        help="Number format of AdamW's two moments: float32 takes 8 bytes of memory a weight, 8bit about 2.",
+        advanced=True,
+    )
     tokens_per_microbatch: int = setting(
         16384,
         help="Tokens in one forward pass; halved by itself when memory runs out, never changes the result.",
@@ -190,6 +195,12 @@ class ResourcesConfig(Settings):
     processes: int = setting(
         1, help="Trainer processes when no GPU is leased; with GPUs there is one for each.", ge=1, le=256, advanced=True
     )
+    sharding: Literal["none", "fsdp2"] = setting(
+        "none",
+        help="none: every process holds all weights, gradients and moments. fsdp2: each holds its share, which takes "
+        "less memory and more communication; while sampling and scoring every process has all weights.",
+        advanced=True,
+    )
 
 
 class RunConfig(Settings):
@@ -229,6 +240,21 @@ class RunConfig(Settings):
     def _sampling_gives_logprobs(self) -> RunConfig:
         if self.optimiser.old_logprobs == "engine" and (why := passes.needs_scoring(self)):
             raise ValueError(f"optimiser.old_logprobs: engine is not enough here: {why}; choose auto or score")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_go_somewhere(self) -> RunConfig:
+        if self.resources.sharding == "none":
+            return self
+        if (self.resources.gpus or self.resources.processes) == 1:
+            raise ValueError(
+                "resources.sharding: one process has nobody to share weights with; choose none or more processes"
+            )
+        if self.model.lora.enabled:
+            raise ValueError(
+                "resources.sharding: adapters are few weights, and sharding them is not supported; choose none or turn "
+                "model.lora off"
+            )
         return self
 
     @model_validator(mode="after")

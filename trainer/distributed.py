@@ -1,13 +1,13 @@
 """World: the processes of one run and the few things they say to each other. One process needs no torch.distributed.
 
-Gradients are summed once per update over all processes (the loss is already a loss of the whole step), so there is no
-wrapper around the model and no rule about equal numbers of micro-batches.
+Where every process holds all weights, gradients are summed once per update (the loss is already a loss of the whole
+step): no wrapper around the model, no rule about equal numbers of micro-batches. trainer/placement.py has both ways.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=20)  # a lost process ends the others instead of leaving them waiting
+BUCKET_BYTES = 64 * 2**20  # gradients that travel together; more would only cost memory
 
 
 class World:
@@ -53,12 +54,32 @@ class World:
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one dtype by their sums over all processes, in place."""
-        if self.size == 1 or not tensors:
+        if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for bucket in _buckets(tensors):
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                dist.all_reduce(bucket[0])
+                continue
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def greatest(self, number: int) -> int:
+        """Return the largest of the processes' numbers."""
+        return max(self.gather(number))
+
+    def join_rows(self, part: Tensor, rows: int) -> Tensor:
+        """Return on the main process's CPU the tensor whose rows lie in rank order, cut as torch.chunk cuts.
+
+        The other processes get an empty one.
+        """
+        each = -(-rows // self.size)
+        padded = part.new_zeros(each, *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat(parts)[:rows].cpu() if self.main else part.new_empty(0)
 
     def barrier(self) -> None:
         """Wait for every process."""
@@ -69,3 +90,17 @@ class World:
         """Leave the process group."""
         if self.size > 1:
             self._state.destroy_process_group()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors in order, together up to BUCKET_BYTES."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and size + tensor.nbytes > BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from trainer import checkpoint
+from trainer.balance import balanced
 from trainer.collect import Collector
 from trainer.config import RunConfig
 from trainer.control import Steering
@@ -57,10 +58,10 @@ class Trainer:
         detokenizer = self.policy.detokenizer
         self.collector = Collector(config, self.prompts, rollouts, self.pool, detokenizer, stream)
         self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
-        self.optimiser = Optimiser(self.policy.parameters, config.optimiser, world)
+        self.optimiser = Optimiser(self.policy.parameters, config.optimiser, self.policy.placement)
         reference = None
         if {"ref_logprob", "hellinger"} & self.objective.needs and not config.model.lora.enabled:
-            reference = Policy(source, config.model, world.device)
+            reference = self._load(source)
             reference.budget = self.policy.budget
         self.updater = Updater(self.policy, reference, self.objective, self.optimiser, world)
         self.recorder = Recorder(folder, config, world)
@@ -88,7 +89,11 @@ class Trainer:
             recorded = self.recorder.due(step)
             sampled, caps = self.old_logprobs.choice == "engine", self.collector.engine.caps
             moments = sampled and caps.moments and (recorded or moments_wanted(self.config))
-            completions = self.collector.collect(step, self.attempt, share, temperature, plan, times, moments=moments)
+            with self.policy.gathered():
+                completions = self.collector.collect(
+                    step, self.attempt, share, temperature, plan, times, moments=moments
+                )
+            completions = balanced(completions, self.world, self.config.optimiser.minibatches_per_step)
             self.stream.progress(step, "update", 0, 1)
             settings = self.steering.step(step)
             settings.vocabulary = self.policy.vocabulary
@@ -121,10 +126,14 @@ class Trainer:
     def _policy(self, source: Any, resumed: Any) -> Policy:
         """Load the policy to train: the checkpoint's where there is one (for LoRA the source and saved adapters)."""
         if resumed is None:
-            return Policy(source, self.config.model, self.world.device)
+            return self._load(source)
         if self.config.model.lora.enabled:
-            return Policy(source, self.config.model, self.world.device, adapter=resumed / checkpoint.ADAPTER)
-        return Policy(resumed, self.config.model, self.world.device)
+            return self._load(source, adapter=resumed / checkpoint.ADAPTER)
+        return self._load(resumed)
+
+    def _load(self, path: Any, adapter: Any = None) -> Policy:
+        sharded = self.config.resources.sharding == "fsdp2"
+        return Policy(path, self.config.model, self.world.device, adapter=adapter, world=self.world, sharded=sharded)
 
     def _started(self) -> None:
         self.stream.emit(
@@ -183,7 +192,8 @@ class Trainer:
         if not self.evaluator.due(step):
             return
         began = time.monotonic()
-        values = self.evaluator.evaluate(step, self.stream)
+        with self.policy.gathered():
+            values = self.evaluator.evaluate(step, self.stream)
         self.stream.emit("metrics", step, values={"time/evaluate": time.monotonic() - began})
         if self.world.main:
             print(
@@ -195,28 +205,28 @@ class Trainer:
 
     def _save(self, *, final: bool) -> None:
         """Write a checkpoint of the last finished step, unless it is there already."""
-        generators = self.world.gather(checkpoint.rng_state())
-        if self.world.main and not (self.resumed and self.resumed == self.folder.checkpoint(self.done)):
-            began = time.monotonic()
-            self.stream.progress(self.done, "save", 0, 1)
-            path = checkpoint.save(
-                self.folder,
-                self.done,
-                self.policy,
-                self._state(),
-                {"optimiser": self.optimiser.state(), "rng": generators},
-            )
-            self.stream.emit(
-                "checkpoint",
-                self.done,
-                path=str(path.relative_to(self.folder.path)),
-                bytes=checkpoint.size(path),
-                final=final,
-            )
-            for old in checkpoint.prune(self.folder, self.config.checkpoint.keep):
-                self.stream.emit("checkpoint_removed", self.done, path=str(old.relative_to(self.folder.path)))
-            self.stream.emit("metrics", self.done, values={"time/save": time.monotonic() - began})
+        if self.resumed and self.resumed == self.folder.checkpoint(self.done):
+            return
+        tensors = {"optimiser": self.optimiser.state(), "rng": self.world.gather(checkpoint.rng_state())}
+        with self.policy.gathered():
+            if self.world.main:
+                self._write(tensors, final=final)
         self.world.barrier()
+
+    def _write(self, tensors: dict[str, Any], *, final: bool) -> None:
+        began = time.monotonic()
+        self.stream.progress(self.done, "save", 0, 1)
+        path = checkpoint.save(self.folder, self.done, self.policy, self._state(), tensors)
+        self.stream.emit(
+            "checkpoint",
+            self.done,
+            path=str(path.relative_to(self.folder.path)),
+            bytes=checkpoint.size(path),
+            final=final,
+        )
+        for old in checkpoint.prune(self.folder, self.config.checkpoint.keep):
+            self.stream.emit("checkpoint_removed", self.done, path=str(old.relative_to(self.folder.path)))
+        self.stream.emit("metrics", self.done, values={"time/save": time.monotonic() - began})
 
     def _state(self) -> dict[str, Any]:
         return {

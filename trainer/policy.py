@@ -1,7 +1,7 @@
 """Policy: model and tokenizer, and the two passes over completions that give per-token statistics and gradients.
 
 Hidden states go straight into `trainer.kernels`, so the [N, V] logits of a batch never exist. Micro-batches are
-rectangles (trainer/rectangles.py) formed from a token budget; they never change the result.
+formed from a token budget and run in the way that suits the model (trainer/forward.py); neither changes the result.
 """
 
 from __future__ import annotations
@@ -9,63 +9,82 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.errors import ConfigError, ResourceError
-from trainer.kernels import (
-    CHUNK_BYTES,
-    EXTRAS,
-    TokenStats,
-    gradient_features,
-    linear_extras,
-    linear_logprob_entropy,
-    squared_hellinger,
-)
+from trainer.distributed import World
+from trainer.errors import ResourceError
+from trainer.kernels import TokenStats
+from trainer.forward import choose
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
-from trainer.rectangles import Trajectory, pack, shareable, shared_states, whole_states
-from trainer.statistics import MOMENTS
+from trainer.output import OutputLayer
+from trainer.placement import Sharded, Whole
+from trainer.rectangles import Trajectory
 from trainer.text import Detokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+BLANK = Trajectory((0,), (0, 0))  # what a process runs, without gradient, while others have something to run
+
+
+def with_weights(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method of Policy run with all weights in this process."""
+
+    @wraps(method)
+    def run(*args: P.args, **options: P.kwargs) -> T:
+        with args[0].gathered():  # type: ignore[attr-defined]
+            return method(*args, **options)
+
+    return run
 
 
 class Policy:
     """A causal language model under training, on one device."""
 
-    def __init__(self, path: Path, config: ModelConfig, device: torch.device, *, adapter: Path | None = None) -> None:
-        """Load from a folder; raises ConfigError where it holds no such model. `adapter` resumes LoRA weights."""
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        device: torch.device,
+        *,
+        adapter: Path | None = None,
+        world: World | None = None,
+        sharded: bool = False,
+    ) -> None:
+        """Load from a folder; raises ConfigError where it holds no such model. `adapter` resumes LoRA weights.
+
+        `sharded` spreads the weights over the processes of `world`.
+        """
         self.config, self.device = config, device
         self.tokenizer = load_tokenizer(path)
-        self.lm = load_model(path, config.dtype).to(device)
+        lm = load_model(path, config.dtype)
+        self.lm = lm if sharded else lm.to(device)
+        self.placement: Whole = Sharded(lm, world) if sharded and world else Whole(lm, world)
         self.adapted = with_lora(self.lm, config, adapter) if config.lora.enabled else None
         self.budget = 0  # tokens in one forward pass; set by the loop, halved when memory runs out
-        self.contract, self.room = "auto", "auto"  # how gradients pass the head, and what computes it (ResourcesConfig)
+        self.output = OutputLayer(self.lm)
         self._calm()
         self.detokenizer = Detokenizer(self.tokenizer)
         self.stop_ids = stop_ids(self.lm, self.tokenizer)
-        self._check_head()
-        # recomputation in the backward pass would run on a cache that has moved on
-        self.shares = not config.gradient_checkpointing and shareable(
-            self.lm.base_model, self.vocabulary, device, 1e-4 if config.dtype == "float32" else 0.05
-        )
+        with self.gathered():
+            self._check_head()
+            self.forward = choose(
+                self.lm, device, dtype=config.dtype, recomputes=config.gradient_checkpointing, gradients=not sharded
+            )
 
     @property
     def head(self) -> Tensor:
         """Return the weight of the output layer, [V, H]."""
-        return self.lm.get_output_embeddings().weight
-
-    @property
-    def head_bias(self) -> Tensor | None:
-        """Return the bias of the output layer, [V], or None."""
-        return getattr(self.lm.get_output_embeddings(), "bias", None)
+        return self.output.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the raw logits of hidden states, [R, H] to [R, V]."""
-        return torch.nn.functional.linear(hidden, self.head, self.head_bias)
+        """Return the logits of hidden states, [R, H] to [R, V], before the temperature."""
+        return self.output.logits(hidden)
 
     @property
     def saved(self) -> Any:
@@ -94,10 +113,15 @@ class Policy:
         """Run the decoder without its output layer; [B, T] to an output whose first item is [B, T, H]."""
         return self.lm.base_model(input_ids=ids, **extra)
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Hold all weights inside the context, for passes without gradients; all processes must enter it."""
+        return self.placement.gathered()
+
     def base(self) -> AbstractContextManager[Any]:
         """Switch the adapters off inside the context: the policy as it was before LoRA training."""
         return self.adapted.disable_adapter() if self.adapted is not None else nullcontext()
 
+    @with_weights
     @torch.no_grad()
     def score(
         self,
@@ -107,43 +131,33 @@ class Policy:
         names: Collection[str] = (),
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Return logprob, entropy and the named MOMENTS and EXTRAS of every completion token: float32 [n] on the CPU.
-
-        "gradient_feature" gives [s, H], one vector a completion.
-        """
-        starts, extra = _starts(sequences), [name for name in names if name in EXTRAS]
-        moments = bool(set(names) & set(MOMENTS))
-        plain = ("logprob", "entropy", *MOMENTS) if moments else ("logprob", "entropy")
+        """Return logprob, entropy and the named statistics of every completion token: float32 [n] each on the CPU."""
+        starts, wanted = _starts(sequences), tuple(dict.fromkeys(("logprob", "entropy", *names)))
         while True:
             try:
-                found = {name: torch.empty(starts[-1]) for name in (*plain, *extra)}
+                found = {name: torch.empty(starts[-1]) for name in wanted}
                 for rows, where in self._microbatches(sequences, starts):
                     states, target = self._states(rows)
-                    stats = self._statistics(states, target, temperature, moments=moments)
-                    values = {name: getattr(stats, name) for name in plain}
-                    if extra:
-                        values |= self._extras(states, target, temperature, extra, options or {})
+                    values = self.output.statistics(states, target, temperature, wanted, options or {})
                     for name, value in values.items():
                         found[name][where] = value.float().cpu()
                 return found
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._shrink(error, sequences)
 
+    @with_weights
     @torch.no_grad()
     def features(self, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
         """Return the mean gradient of each completion's log-probs by the last hidden state: float32 [s, H], CPU."""
         found = torch.zeros(len(sequences), self.head.shape[1])
-        for rows in pack(sequences, _filled(sequences), self.budget, shared=self.shares):
+        for rows in self.forward.pack(sequences, _filled(sequences), self.budget):
             states, target = self._states([sequences[i] for i in rows])
             lengths = torch.tensor([len(sequences[i].completion) for i in rows], device=self.device)
             owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
-            mean = gradient_features(
-                states, self.head, target, owner, len(rows),
-                temperature=temperature, bias=self.head_bias, chunk_bytes=CHUNK_BYTES,
-            )  # fmt: skip
-            found[rows] = mean.float().cpu()
+            found[rows] = self.output.features(states, target, owner, len(rows), temperature).float().cpu()
         return found
 
+    @with_weights
     @torch.no_grad()
     def distance(self, reference: Policy, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
         """Return the squared Hellinger distance to another policy at every completion token, float32 [n] on the CPU.
@@ -153,12 +167,10 @@ class Policy:
         starts = _starts(sequences)
         found = torch.empty(starts[-1])
         for rows, where in self._microbatches(sequences, starts):
-            ours = self._states(rows)[0], self.head, self.head_bias
-            with reference.base():
-                theirs = reference._states(rows)[0], reference.head, reference.head_bias
-            found[where] = (
-                squared_hellinger(ours, theirs, temperature=temperature, chunk_bytes=CHUNK_BYTES).float().cpu()
-            )
+            ours = self._states(rows)[0]
+            with reference.base(), reference.gathered():
+                theirs = reference._states(rows)[0]
+                found[where] = self.output.hellinger(ours, reference.output, theirs, temperature).float().cpu()
         return found
 
     def backward(
@@ -183,16 +195,16 @@ class Policy:
         gradients = {"logprob": logprob, **({} if entropy is None else {"entropy": entropy}), **(extra or {})}
         live = torch.stack([gradient != 0 for gradient in gradients.values()]).any(0)  # [n]
         wanted = _any(starts, live)
+        live = torch.cat([live, live.new_zeros(len(BLANK.completion))])
         met = torch.full((2, starts[-1]), torch.nan)
         while True:
             try:
                 self._learning(True)
-                for rows, where in self._microbatches(sequences, starts, wanted=wanted):
-                    states, target = self._states(rows)
+                for rows, where in self._even(list(self._microbatches(sequences, starts, wanted=wanted)), starts[-1]):
                     chosen = live[where].nonzero().squeeze(1)
                     where, places = where[chosen], chosen.to(self.device)
                     slopes = {name: gradient[where].to(self.device) for name, gradient in gradients.items()}
-                    stats = self._carry(states[places], target[places], temperature, slopes, options or {})
+                    stats = self._carry(rows, places, temperature, slopes, options or {})
                     met[:, where] = torch.stack([stats.logprob, stats.entropy]).float().cpu()
                 return dict(zip(("logprob", "entropy"), met, strict=True))
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -203,75 +215,67 @@ class Policy:
 
     def _carry(
         self,
-        states: Tensor,
-        target: Tensor,
+        rows: list[Trajectory],
+        places: Tensor,
         temperature: float,
         slopes: dict[str, Tensor],
         options: Mapping[str, Any],
     ) -> TokenStats:
-        """Send the gradients of these rows by statistic, [n] each, back through head and model; return what they met.
+        """Send gradients by statistic back through head and model; return what the tokens met.
 
-        Those by log-prob and entropy are known beforehand, so the fused contract turns a chunk of logits into gradients
-        while it is there; rarer statistics recompute theirs.
+        They belong to the tokens at `places` [n] of one rectangle, [n] each.
         """
-        slopes = dict(slopes)
-        g_logprob, g_entropy = slopes.pop("logprob"), slopes.pop("entropy", None)
-        outputs, gradients = list[Tensor](), list[Tensor]()
-        if self.contract == "fused":
-            from trainer.kernels import linear_token_loss  # type: ignore[attr-defined]
 
-            total, stats = linear_token_loss(
-                states, self.head, target, _weighted(g_logprob, g_entropy), room=self.room,
-                temperature=temperature, bias=self.head_bias,
-            )  # fmt: skip
-            outputs.append(total)
-            gradients.append(torch.ones_like(total))
-        else:
-            stats = self._statistics(states, target, temperature)
-            outputs.append(stats.logprob)
-            gradients.append(g_logprob.to(stats.logprob))
-            if g_entropy is not None:
-                outputs.append(stats.entropy)
-                gradients.append(g_entropy.to(stats.entropy))
-        if slopes:
-            values = self._extras(states, target, temperature, list(slopes), options)
-            outputs += values.values()
-            gradients += [slopes[name].to(value) for name, value in values.items()]
-        torch.autograd.backward(outputs, gradients)
-        return replace(stats, logprob=stats.logprob.detach(), entropy=stats.entropy.detach())
+        def forward() -> tuple[Tensor, TokenStats]:
+            states, target = self._states(rows)
+            loss, stats = self.output.loss(states[places], target[places], temperature, slopes, options)
+            # a blank too comes back past every layer: processes that share weights must communicate alike
+            return loss + states.sum() * 0 if self.placement.sharded else loss, stats
+
+        loss, stats = self.placement.run(forward)
+        loss.backward()
+        return stats
 
     def _states(self, rows: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
-        """Return hidden states [n, H] and targets [n] of the completion tokens of one rectangle."""
-        run = shared_states if self.shares else whole_states
+        """Return hidden states [n, H] and targets [n] of the completion tokens of one micro-batch."""
         target = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return run(self.lm.base_model, rows, self.device), target
-
-    def _statistics(self, states: Tensor, target: Tensor, temperature: float, *, moments: bool = False) -> TokenStats:
-        return linear_logprob_entropy(
-            states, self.head, target, temperature=temperature, bias=self.head_bias, moments=moments
-        )
-
-    def _extras(
-        self, states: Tensor, target: Tensor, temperature: float, names: list[str], options: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        return linear_extras(
-            states, self.head, target,
-            names=names, options=options, temperature=temperature, bias=self.head_bias, chunk_bytes=CHUNK_BYTES,
-        )  # fmt: skip
+        return self.forward.states(self.lm.base_model, rows, self.device), target
 
     def _microbatches(
         self, sequences: Sequence[Trajectory], starts: list[int], wanted: list[bool] | None = None
     ) -> Iterator[tuple[list[Trajectory], Tensor]]:
         """Yield (completions, positions of their tokens in the flat order), longest first."""
         chosen = [i for i in _filled(sequences) if wanted is None or wanted[i]]
-        for rows in pack(sequences, chosen, self.budget, shared=self.shares):
+        for rows in self.forward.pack(sequences, chosen, self.budget):
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
             yield [sequences[i] for i in rows], where
+
+    def _even(
+        self, batches: list[tuple[list[Trajectory], Tensor]], tokens: int
+    ) -> list[tuple[list[Trajectory], Tensor]]:
+        """Return as many micro-batches as every other process has, each of as many calls of the model.
+
+        Where weights are gathered layer by layer, processes must go through the layers in step. What has to be added
+        are blanks, whose tokens stand behind the `tokens` of the flat order. A rectangle of one-token completions gets
+        one as well: it would have no second call behind its prompts.
+        """
+        if not self.placement.sharded:
+            return batches
+        where = torch.arange(tokens, tokens + len(BLANK.completion))
+        for place, (rows, spots) in enumerate(batches):
+            if all(len(row.completion) == 1 for row in rows):
+                batches[place] = [*rows, BLANK], torch.cat([spots, where])
+        return batches + [([BLANK], where)] * (self.placement.rounds(len(batches)) - len(batches))
 
     def _shrink(self, error: Exception, sequences: Sequence[Trajectory]) -> None:
         """Halve the token budget after running out of memory; re-raise what is something else."""
         if not out_of_memory(error):
             raise error
+        if self.placement.sharded and torch.is_grad_enabled():  # other processes wait within this micro-batch
+            raise ResourceError(
+                f"a micro-batch of {self.budget} tokens does not fit into memory; lower "
+                "optimiser.tokens_per_microbatch and resume the run"
+            ) from error
         longest = max(len(row) for row in sequences)
         if self.budget <= longest:
             raise ResourceError(
@@ -306,19 +310,10 @@ class Policy:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compare hidden state times head with the model's own logits: some models scale, cap or shift them."""
+        """Compare the logits made here with the model's own: some models scale, cap or shift theirs."""
         ids = torch.arange(min(4, self.vocabulary), device=self.device)[None]
-        ours = self.logits(self.hidden(ids, use_cache=False)[0]).float()
-        theirs = self.lm(input_ids=ids, use_cache=False).logits.float()
-        tolerance = 1e-3 if self.config.dtype == "float32" else 0.1
-        if ours.shape != theirs.shape or not torch.allclose(
-            ours, theirs, atol=tolerance * (1 + theirs.abs().max().item())
-        ):
-            raise ConfigError(
-                f"model.source: {type(self.lm).__name__} changes its logits after the output layer (a cap or a scale), "
-                "which is not supported; choose another model",
-                "model.source",
-            )
+        hidden, logits = self.hidden(ids, use_cache=False)[0], self.lm(input_ids=ids, use_cache=False).logits
+        self.output.check(hidden, logits, 1e-3 if self.config.dtype == "float32" else 0.1)
 
 
 def _starts(sequences: Sequence[Trajectory]) -> list[int]:
@@ -339,13 +334,3 @@ def _any(starts: list[int], live: Tensor) -> list[bool]:
     touched = live.cumsum(0)
     counts = torch.cat([torch.zeros(1, dtype=touched.dtype), touched])[torch.tensor(starts)]
     return (counts[1:] > counts[:-1]).tolist()
-
-
-def _weighted(g_logprob: Tensor, g_entropy: Tensor | None) -> Callable[[TokenStats, Tensor], Tensor]:
-    """Return the token loss whose gradients by log-prob and entropy are these, [n] each."""
-
-    def loss(stats: TokenStats, rows: Tensor) -> Tensor:
-        value = g_logprob[rows].to(stats.logprob) * stats.logprob
-        return value if g_entropy is None else value + g_entropy[rows].to(stats.entropy) * stats.entropy
-
-    return loss
