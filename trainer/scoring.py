@@ -13,8 +13,8 @@ from trainer.collect import Completion
 from trainer.distributed import World
 from trainer.kernels import EXTRAS
 from trainer.layout import Layout
-from trainer.policy import MOMENTS, Policy
-from trainer.statistics import STATISTICS
+from trainer.policy import Policy
+from trainer.statistics import MOMENTS, STATISTICS
 from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT, completion_facts, token_statistics
 
 
