@@ -1,16 +1,16 @@
-"""The `hf` engine: a batched decode loop over the training model itself. Any device; exact entropy; nothing to sync.
+"""The `hf` engine: continuous batching over the training model itself. Any device; exact entropy; nothing to sync.
 
-Equal prompts are prefilled once and their cache rows copied; prompts are padded on the left; finished rows leave the
-batch, so a few long completions do not pay for all. Waves are cut to what the key-value cache may take.
+A fixed number of rows decodes; a finished row leaves at once and the next request takes its place, so a few long
+completions never leave the batch idle. Equal prompts are run once. Rows are as many as the key-value budget holds and
+at most ROWS, above which a step's matrix products are bound by arithmetic and more rows only cost memory.
 """
 
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,33 @@ from torch import Tensor
 
 from trainer.errors import ResourceError
 from trainer.policy import Policy, Trajectory, out_of_memory
-from trainer.rollout.base import Caps, Chunk, Generation, GenRequest
+from trainer.rollout.base import Caps, Generation, GenRequest
+from trainer.rollout.fallbacks import Waves, Whole
+from trainer.rollout.ledger import Ledger, OnChunk, OnProgress
 from trainer.rollout.sampling import Samplers, uniforms
+from trainer.rollout.slots import Slots, reach
 
-CHUNK_SECONDS = 0.05  # watched tokens are reported this often at most
+logger = logging.getLogger(__name__)
+
+ROWS = 256
 CPU_CACHE_BYTES = 2 << 30
 GPU_CACHE_SHARE = 0.4  # of free memory
-COMPACT_BELOW = 0.9  # share of unfinished rows at which finished ones are dropped
+LOGIT_BYTES = 64 << 20  # of the float32 logits that exist at once
 
-OnChunk = Callable[[Sequence[Chunk]], None]
-OnProgress = Callable[[int, int], None]
+
+class Rows(Protocol):
+    """Rows of a decode batch: how a model's state is kept between steps."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[tuple[int, ...]], *, rows: int, columns: int) -> None: ...
+
+    @property
+    def room(self) -> int: ...
+
+    def admit(self, count: int) -> Tensor: ...
+
+    def step(self, tokens: Tensor) -> Tensor: ...
+
+    def keep(self, order: np.ndarray) -> None: ...
 
 
 class HfEngine:
@@ -37,7 +54,8 @@ class HfEngine:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._cache_bytes = 0  # learned by running out of memory; 0 asks the device
+        self.rows = ROWS  # halved when memory runs out
+        self._kinds: list[type[Rows]] = []
 
     def sync_weights(self) -> None:
         """Nothing to do: the weights are the trainer's."""
@@ -48,51 +66,63 @@ class HfEngine:
 
     def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
         """Return statistics of the prefix tokens, at each request's temperature."""
-        found = []
-        for request in requests:
-            tokens = Trajectory(request.prompt_ids, request.prefix_ids)
-            stats = self.policy.score([tokens], request.sampler.temperature or 1.0)
-            found.append(
-                Generation(
-                    request.id, list(request.prefix_ids), stats["logprob"].tolist(), stats["entropy"].tolist(), "stop"
-                )
-            )
-        return found
+        found: dict[int, Generation] = {}
+        for temperature in {request.sampler.temperature for request in requests}:
+            chosen = [i for i, request in enumerate(requests) if request.sampler.temperature == temperature]
+            tokens = [Trajectory(requests[i].prompt_ids, requests[i].prefix_ids) for i in chosen]
+            stats = self.policy.score(tokens, temperature or 1.0)
+            counts = [len(row.completion) for row in tokens]
+            for i, logprob, entropy in zip(
+                chosen, stats["logprob"].split(counts), stats["entropy"].split(counts), strict=True
+            ):
+                request = requests[i]
+                found[i] = Generation(request.id, list(request.prefix_ids), logprob.tolist(), entropy.tolist(), "stop")
+        return [found[i] for i in range(len(requests))]
 
     @torch.no_grad()
     def run(
         self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
     ) -> list[Generation]:
-        """Return one Generation for each request, in order; raises ResourceError where a single one does not fit."""
-        found: dict[int, Generation] = {}
-        todo = sorted(range(len(requests)), key=lambda i: _width(requests[i]))
-        while todo:
-            take = self._fitting([requests[i] for i in todo])
+        """Return one Generation for each request, in order; raises ResourceError where a single one does not fit.
+
+        After running out of memory the unfinished requests go on from the tokens they have, in half as many rows.
+        """
+        ledger = Ledger(requests, self.policy.stop_ids, on_chunk, on_progress)
+        samplers = Samplers([request.sampler for request in requests], self.policy.device)
+        while waiting := ledger.waiting():
+            columns = max(len(ledger.given(i)) + int(ledger.limits[i] - ledger.lengths[i]) for i in waiting)
+            rows = min(self._fitting(columns), len(waiting))
             try:
-                wave = _Wave(self.policy, [requests[i] for i in todo[:take]], on_chunk)
-                done = wave.run(_progress(on_progress, len(found), len(requests)))
+                _decode(self._kind(columns), self.policy, ledger, samplers, waiting, rows=rows, columns=columns)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                self._shrink(error, requests[todo[0]], take)
-                continue
-            found.update(zip(todo[:take], done, strict=True))
-            todo = todo[take:]
-        return [found[i] for i in range(len(requests))]
+                self._shrink(error, rows)
+            else:
+                break
+            gc.collect()
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return ledger.generations()
 
-    def _fitting(self, requests: Sequence[GenRequest]) -> int:
-        """Return how many of the requests, shortest first, the cache takes at once."""
-        budget = self._cache_bytes or self._free_bytes()
-        row = _cache_bytes_per_token(self.policy.lm)
-        for count, request in enumerate(requests, 1):
-            if count * row * (_width(request) + max(r.max_new for r in requests[:1])) > budget:
-                return max(1, count - 1)
-        return len(requests)
+    def _fitting(self, columns: int) -> int:
+        """Return how many rows of so many tokens the key-value budget holds."""
+        row = columns * _cache_bytes_per_token(self.policy.lm)
+        return max(1, min(self.rows, self._cache_bytes() // row))
 
-    def _free_bytes(self) -> int:
+    def _cache_bytes(self) -> int:
         if self.policy.device.type != "cuda":
             return CPU_CACHE_BYTES
         return int(torch.cuda.mem_get_info(self.policy.device)[0] * GPU_CACHE_SHARE)
 
-    def _shrink(self, error: Exception, request: GenRequest, rows: int) -> None:
+    def _kind(self, columns: int) -> type[Rows]:
+        """Return how to keep the model's state for rows of so many tokens: the fastest way that is right."""
+        if not self._kinds:
+            self._kinds = [kind for kind in (Slots, Waves) if _agrees(kind, self.policy)] + [Whole]
+            logger.info("sampling with %s", ", ".join(kind.__name__.lower() for kind in self._kinds))
+        fits = columns <= reach(self.policy.lm.config)
+        return next(kind for kind in self._kinds if kind is not Slots or fits)
+
+    def _shrink(self, error: Exception, rows: int) -> None:
+        """Halve the rows after running out of memory; re-raise what is something else."""
         if not out_of_memory(error):
             raise error
         if rows == 1:
@@ -100,137 +130,85 @@ class HfEngine:
                 "one completion does not fit into memory while sampling; lower sampling.max_completion_tokens or use a "
                 "smaller model"
             ) from error
-        self._cache_bytes = rows * _cache_bytes_per_token(self.policy.lm) * (_width(request) + request.max_new) // 2
-        gc.collect()
-        if self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.rows = rows // 2
 
 
-@dataclass
-class _Wave:
-    """One batch of rows decoded together."""
-
-    policy: Policy
-    requests: Sequence[GenRequest]
-    on_chunk: OnChunk | None
-    cache: Any = None
-    mask: Tensor | None = None  # [R, T] over the cache; None where no row is padded
-    sent: dict[int, int] = field(default_factory=dict)
-    reported: float = 0.0
-
-    def run(self, on_progress: Callable[[int], None]) -> list[Generation]:
-        device, requests = self.policy.device, self.requests
-        longest = max(request.max_new for request in requests)
-        ids = torch.zeros(len(requests), longest, dtype=torch.long)
-        logprob, entropy = torch.zeros(len(requests), longest), torch.zeros(len(requests), longest)
-        lengths, stopped = np.zeros(len(requests), dtype=np.int64), np.zeros(len(requests), dtype=bool)
-        limits = np.array([request.max_new for request in requests])
-        first = np.array([len(request.prefix_ids) for request in requests])
-        seeds = np.array([request.seed for request in requests], dtype=np.uint64)
-        stop = np.array(sorted(self.policy.stop_ids), dtype=np.int64)
-
-        rows = np.arange(len(requests))  # which request each row of the batch is
-        going = np.ones(len(requests), dtype=bool)  # which rows of the batch are unfinished
-        samplers = Samplers([request.sampler for request in requests], device)
-        hidden, position = self._prefill()  # [R, H], [R]
-        for step in range(longest):
-            number = torch.from_numpy(uniforms(seeds[rows], first[rows] + step)).to(device)
-            token, lp, nats = samplers.sample(self.policy.logits(hidden), number)
-            chosen = token.cpu()
-            live = torch.from_numpy(rows[going])
-            ids[live, step], logprob[live, step], entropy[live, step] = (
-                chosen[going], lp.cpu()[going], nats.cpu()[going],
-            )  # fmt: skip
-            lengths[rows[going]] = step + 1
-            ended = np.isin(chosen.numpy(), stop)
-            stopped[rows[going & ended]] = True
-            going &= ~ended & (limits[rows] > step + 1)
-            self._report(ids, logprob, entropy, lengths, finished=not going.any())
-            on_progress(len(requests) - int(going.sum()))
-            if not going.any():
-                break
-            if going.mean() <= COMPACT_BELOW:
-                keep = torch.from_numpy(np.flatnonzero(going)).to(device)
-                rows, token, position, going = rows[going], token[keep], position[keep], going[going]
-                samplers.keep(keep)
-                self.cache.reorder_cache(keep)
-                self.mask = self.mask[keep] if self.mask is not None else None
-            hidden = self._forward(token, position)
-            position = position + 1
-        return [
-            Generation(
-                request.id,
-                ids[i, :n].tolist(),
-                logprob[i, :n].tolist(),
-                entropy[i, :n].tolist(),
-                "stop" if stopped[i] else "length",
-            )
-            for i, (request, n) in enumerate(zip(requests, lengths.tolist(), strict=True))
-        ]
-
-    def _prefill(self) -> tuple[Tensor, Tensor]:
-        """Run each different prompt once; return last hidden states [R, H] and next positions [R] of all rows."""
-        from transformers import DynamicCache
-
-        given = [request.prompt_ids + request.prefix_ids for request in self.requests]
-        unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(given))}
-        width, device = max(len(prompt) for prompt in unique), self.policy.device
-        ids, mask = torch.zeros(len(unique), width, dtype=torch.long), torch.zeros(len(unique), width, dtype=torch.long)
-        for prompt, index in unique.items():
-            ids[index, width - len(prompt) :] = torch.tensor(prompt)
-            mask[index, width - len(prompt) :] = 1
-        padded = not bool(mask.all())
-        positions = (mask.cumsum(1) - 1).clamp_min(0).to(device)
-        self.cache = DynamicCache(config=self.policy.lm.config)
-        out = self.policy.hidden(
-            ids.to(device), attention_mask=mask.to(device) if padded else None, position_ids=positions,
-            past_key_values=self.cache, use_cache=True,
-        )  # fmt: skip
-        of_row = torch.tensor([unique[prompt] for prompt in given], device=device)
-        self.cache.reorder_cache(of_row)
-        self.mask = mask.to(device)[of_row] if padded else None
-        return out[0][of_row, -1], (positions[of_row, -1] + 1)
-
-    def _forward(self, token: Tensor, position: Tensor) -> Tensor:
-        """Append one token to every row and return the hidden states [R, H]."""
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = self.policy.hidden(
-            token[:, None],
-            attention_mask=self.mask,
-            position_ids=position[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return out[0][:, -1]
-
-    def _report(self, ids: Tensor, logprob: Tensor, entropy: Tensor, lengths: np.ndarray, *, finished: bool) -> None:
-        """Send the watched rows' new tokens, not too often."""
-        if self.on_chunk is None or (not finished and time.monotonic() - self.reported < CHUNK_SECONDS):
+def _decode(
+    kind: type[Rows],
+    policy: Policy,
+    ledger: Ledger,
+    samplers: Samplers,
+    waiting: list[int],
+    *,
+    rows: int,
+    columns: int,
+) -> None:
+    """Complete the waiting requests, at most `rows` at a time, each of at most `columns` tokens."""
+    store = kind(policy, [ledger.given(index) for index in waiting], rows=rows, columns=columns)
+    active, states = np.zeros(0, dtype=np.int64), torch.zeros(0, device=policy.device)  # request, [H] of each row
+    while True:
+        if new := waiting[: store.room]:
+            del waiting[: len(new)]
+            states = torch.cat([states, store.admit(len(new))]) if len(active) else store.admit(len(new))
+            active = np.concatenate([active, np.array(new)])
+        if not len(active):
             return
-        chunks = []
-        for i, request in enumerate(self.requests):
-            start, end = self.sent.get(i, 0), int(lengths[i])
-            if not request.watch or start == end:
-                continue
-            span = slice(start, end)
-            first = len(request.prefix_ids) + start
-            chunks.append(
-                Chunk(request.id, first, ids[i, span].tolist(), logprob[i, span].tolist(), entropy[i, span].tolist())
-            )
-            self.sent[i] = end
-        if chunks:
-            self.on_chunk(chunks)
-        self.reported = time.monotonic()
+        numbers = uniforms(ledger.seeds[active], ledger.first[active] + ledger.lengths[active])
+        chosen = samplers.of(torch.from_numpy(active).to(policy.device))
+        token, logprob, entropy = _draw(policy, states, chosen, torch.from_numpy(numbers).to(policy.device))
+        going = ledger.record(active, token.cpu().numpy(), logprob.cpu().numpy(), entropy.cpu().numpy())
+        ledger.report()
+        order = _compacted(going)
+        if len(order) < len(active):
+            active, token = active[order], token[torch.from_numpy(order).to(policy.device)]
+            store.keep(order)
+        if len(active):
+            states = store.step(token)
 
 
-def _progress(report: OnProgress | None, before: int, total: int) -> Callable[[int], None]:
-    """Return what a wave tells how many of its own requests are finished."""
-    return (lambda done: report(before + done, total)) if report else (lambda done: None)
+def _draw(policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token, log-prob and entropy of each row, [R, H] to [R]; the logits of few rows exist at once."""
+    size = max(1, LOGIT_BYTES // (4 * policy.vocabulary))
+    if len(states) <= size:
+        return samplers.sample(policy.logits(states), numbers)
+    parts = [slice(start, start + size) for start in range(0, len(states), size)]
+    drawn = [samplers.of(part).sample(policy.logits(states[part]), numbers[part]) for part in parts]
+    token, logprob, entropy = (torch.cat(found) for found in zip(*drawn, strict=True))
+    return token, logprob, entropy
 
 
-def _width(request: GenRequest) -> int:
-    return len(request.prompt_ids) + len(request.prefix_ids)
+def _compacted(going: np.ndarray) -> np.ndarray:
+    """Return which row each of the remaining rows was: the last ones fill the places of those that left."""
+    count = int(going.sum())
+    order = np.arange(count)
+    order[~going[:count]] = count + np.flatnonzero(going[count:])
+    return order
+
+
+@torch.no_grad()
+def _agrees(kind: type[Rows], policy: Policy) -> bool:
+    """Return whether a kind of rows gives this model the states of a plain pass, found by trying."""
+    if kind is Slots and not reach(policy.lm.config):
+        return False
+    try:
+        found = _trial(kind, policy)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        return False  # a model without this kind of cache
+    plain = _trial(Whole, policy)
+    tolerance = 1e-4 if policy.config.dtype == "float32" else 0.05
+    scale = 1 + float(plain.nan_to_num().abs().max())  # broken weights are for the loop to report
+    return torch.allclose(found, plain, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _trial(kind: type[Rows], policy: Policy) -> Tensor:
+    """Return the states of a few fixed tokens in two rows, of which the first leaves early, [5, H]."""
+    one, two, three, four, five = [index % policy.vocabulary for index in range(1, 6)]
+    rows = kind(policy, [(one, two, three), (four,)], rows=2, columns=6)
+    states = [rows.admit(2), rows.step(torch.tensor([five, two], device=policy.device))]
+    rows.keep(np.array([1]))
+    return torch.cat([*states, rows.step(torch.tensor([three], device=policy.device))]).float()
 
 
 def _cache_bytes_per_token(lm: Any) -> int:

@@ -3,10 +3,14 @@
 The number that decides a token is a hash of (request seed, position): the same in every batch, process and attempt, so
 resuming needs no generator state. Batches of other shapes can still round logits differently in the last bit, which
 moves a token only where its number falls within that rounding of a boundary.
+
+A draw reads the [R, V] probabilities a few times and keeps one copy of them: block sums are searched first, then one
+block, so no cumulative sum over the vocabulary exists; truncation is a threshold, so nothing is scattered back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
+BLOCK = 256  # tokens searched at once
+LIKELIEST = 1024  # tokens sorted first; a nucleus is rarely larger
+LOWEST = -104.0  # exp of it is zero in float32; keeps a token that cannot come (logit -inf) out of the entropy
 
 
 def mix(value: int) -> int:
@@ -43,58 +50,98 @@ def uniforms(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
     return ((value ^ (value >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw(probability: Tensor, uniform: Tensor) -> Tensor:
-    """Return the token at which the cumulative probability first exceeds the uniform number, [R, V] and [R] to [R].
+def draw(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Return the token at which the cumulative mass first exceeds its share `uniform`, [R, V] and [R] to [R].
 
-    Probabilities need not sum to one; a token of probability zero is never drawn.
+    Masses need not sum to one; a token without mass is never drawn.
     """
-    cumulative = probability.double().cumsum(-1)
-    point = uniform[:, None] * cumulative[:, -1:]
-    token = (cumulative <= point).sum(-1)
-    past_the_end = token >= probability.shape[-1]  # the product may round up to the total
-    return torch.where(past_the_end, probability.argmax(-1), token)
+    width = mass.shape[1]
+    if width <= 2 * BLOCK:
+        return _search(mass.double().cumsum(-1), uniform)[0]
+    whole = width // BLOCK * BLOCK
+    blocks = mass[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)  # [R, V / BLOCK]
+    if whole < width:
+        blocks = torch.cat([blocks, mass[:, whole:].sum(-1, keepdim=True)], 1)
+    block, share = _search(blocks.double().cumsum(-1), uniform)
+    place = block[:, None] * BLOCK + torch.arange(BLOCK, device=mass.device)
+    inside = mass.gather(1, place.clamp_max(width - 1)).double().masked_fill_(place >= width, 0)
+    return block * BLOCK + _search(inside.cumsum(-1), share)[0]
+
+
+def _search(cumulative: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first index above a share of the total, and which share of that entry's own mass lies below it."""
+    total = cumulative[:, -1:]
+    point = share[:, None] * total
+    last = (cumulative < total).sum(-1)  # the last entry with mass: the product may round up to the total
+    index = torch.minimum((cumulative <= point).sum(-1), last)
+    upper = cumulative.gather(1, index[:, None])
+    lower = cumulative.gather(1, (index[:, None] - 1).clamp_min(0)) * (index[:, None] > 0)
+    return index, ((point - lower) / (upper - lower)).squeeze(1)
 
 
 class Samplers:
-    """The samplers of R rows, as tensors where rows differ in them."""
+    """The samplers of R rows as tensors; of one row where all are equal."""
 
-    def __init__(self, specs: list[SamplerSpec], device: torch.device) -> None:
-        self.greedy = torch.tensor([spec.temperature == 0 for spec in specs], device=device)
-        self.temperature = torch.tensor([spec.temperature or 1.0 for spec in specs], device=device)
-        self.top_p = torch.tensor([spec.top_p for spec in specs], device=device)
-        self.top_k = torch.tensor([spec.top_k for spec in specs], device=device)
-        self.min_p = torch.tensor([spec.min_p for spec in specs], device=device)
-        self._refresh()
+    def __init__(self, specs: Sequence[SamplerSpec], device: torch.device) -> None:
+        rows = list(specs[:1] if len(set(specs)) == 1 else specs)
+        self.temperature = torch.tensor([spec.temperature or 1.0 for spec in rows], device=device)[:, None]
+        self.greedy = torch.tensor([spec.temperature == 0 for spec in rows], device=device)
+        self.min_p = torch.tensor([spec.min_p for spec in rows], device=device)[:, None]
+        self.top_p = torch.tensor([spec.top_p for spec in rows], device=device)[:, None]
+        self.top_k = torch.tensor([spec.top_k for spec in rows], device=device)[:, None]
+        self.rows = len(rows)
+        self.scales = any(spec.temperature not in (0, 1) for spec in rows)
+        self.any_greedy = any(spec.temperature == 0 for spec in rows)
+        self.ranks = any(spec.top_k > 0 or spec.top_p < 1 for spec in rows)
+        self.truncates = self.ranks or any(spec.min_p > 0 for spec in rows)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but these."""
-        for name in ("greedy", "temperature", "top_p", "top_k", "min_p"):
-            setattr(self, name, getattr(self, name)[rows])
-        self._refresh()
-
-    def _refresh(self) -> None:
-        self.truncates = bool(((self.top_p < 1) | (self.top_k > 0) | (self.min_p > 0)).any())
-        self.any_greedy = bool(self.greedy.any())
+    def of(self, rows: Tensor | slice) -> Samplers:
+        """Return the samplers of some rows, in their order."""
+        if self.rows == 1:
+            return self
+        chosen = object.__new__(Samplers)
+        chosen.__dict__ |= self.__dict__
+        for name in ("temperature", "greedy", "min_p", "top_p", "top_k"):
+            setattr(chosen, name, getattr(self, name)[rows])
+        return chosen
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; the last two of the whole policy."""
-        logp = torch.log_softmax(logits.float() / self.temperature[:, None], -1)  # [R, V]
-        probability = logp.exp()
-        entropy = -(probability * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(-1)
-        token = draw(self._truncate(probability) if self.truncates else probability, uniform)
-        if self.any_greedy:
-            token = torch.where(self.greedy, logp.argmax(-1), token)
-        return token, logp.gather(1, token[:, None]).squeeze(1), entropy
+        """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; overwrites the logits.
 
-    def _truncate(self, probability: Tensor) -> Tensor:
-        """Zero what top-k, top-p and min-p leave out, each taken on the full distribution, [R, V]."""
-        ordered, order = probability.sort(-1, descending=True)
-        rank = torch.arange(probability.shape[-1], device=probability.device)
-        limit = torch.where(self.top_k > 0, self.top_k, probability.shape[-1])[:, None]
+        The last two are of the whole policy at the row's temperature, before truncation.
+        """
+        centred = logits.float()
+        centred.sub_(centred.amax(-1, keepdim=True))
+        if self.scales:
+            centred.div_(self.temperature)
+        likeliest = centred.argmax(-1) if self.any_greedy else None
+        mass = centred.clamp_min_(LOWEST).exp()
+        total = mass.sum(-1)
+        entropy = total.log() - centred.mul_(mass).sum(-1) / total
+        if self.truncates:
+            mass.masked_fill_(mass < self._threshold(mass, total), 0)
+        token = draw(mass, uniform)
+        if likeliest is not None:
+            token = torch.where(self.greedy, likeliest, token)
+        return token, (mass.gather(1, token[:, None]).squeeze(1) / total).log(), entropy
+
+    def _threshold(self, mass: Tensor, total: Tensor) -> Tensor:
+        """Return the least mass that min-p, top-k and top-p leave, each taken on the full distribution, [R, 1].
+
+        The likeliest token has mass 1. Tokens as likely as the last one kept are kept too.
+        """
+        if not self.ranks:
+            return self.min_p
+        count = min(LIKELIEST, mass.shape[1])
+        ordered = mass.topk(count).values
+        if count < mass.shape[1]:
+            enough = torch.where(self.top_p < 1, ordered.sum(-1, keepdim=True) >= self.top_p * total[:, None], False)
+            enough |= (self.top_k > 0) & (self.top_k <= count)
+            if not bool((enough | (self.top_p >= 1) & (self.top_k == 0)).all()):
+                ordered = mass.sort(-1, descending=True).values
+        rank = torch.arange(ordered.shape[1], device=mass.device)
         before = ordered.cumsum(-1) - ordered  # mass in front of each token: the first token always stays
-        keep = (
-            (rank < limit)
-            & ((before < self.top_p[:, None]) | (rank == 0))
-            & (ordered >= self.min_p[:, None] * ordered[:, :1])
-        )
-        return torch.zeros_like(probability).scatter(1, order, torch.where(keep, ordered, 0.0))
+        keep = (before < self.top_p * total[:, None]) & ((rank < self.top_k) | (self.top_k == 0)) | (rank == 0)
+        floor = ordered.masked_fill(~keep, torch.inf).amin(-1, keepdim=True)
+        floor = floor.masked_fill((self.top_p >= 1) & (self.top_k == 0), 0)
+        return torch.maximum(self.min_p, floor)

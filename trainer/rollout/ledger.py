@@ -1,0 +1,106 @@
+"""The ledger of one run of an engine: what each request has become, which wait, and what its watchers have heard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from trainer.errors import ConfigError
+from trainer.rollout.base import Chunk, Generation, GenRequest
+
+CHUNK_SECONDS = 0.05  # watched tokens are reported this often at most
+
+OnChunk = Callable[[Sequence[Chunk]], None]
+OnProgress = Callable[[int, int], None]
+
+
+class Ledger:
+    """Tokens and statistics of all requests; outlives a decode loop that ran out of memory."""
+
+    def __init__(
+        self,
+        requests: Sequence[GenRequest],
+        stop_ids: Collection[int],
+        on_chunk: OnChunk | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Raises ConfigError for a request without any token to continue."""
+        for request in requests:
+            if not request.prompt_ids and not request.prefix_ids:
+                raise ConfigError(
+                    f"request {request.id}: its prompt has no tokens, and a model needs one to continue from; write a "
+                    "prompt or use a tokenizer that begins every text with a token"
+                )
+        self.requests, self.on_chunk, self.on_progress = requests, on_chunk, on_progress
+        self.limits = np.array([max(0, request.max_new) for request in requests], dtype=np.int64)
+        size = len(requests), int(self.limits.max(initial=0))
+        self.ids = np.zeros(size, dtype=np.int32)
+        self.logprob, self.entropy = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+        self.lengths = np.zeros(len(requests), dtype=np.int64)
+        self.stopped = np.zeros(len(requests), dtype=bool)
+        self.seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+        self.first = np.array([len(request.prefix_ids) for request in requests], dtype=np.int64)
+        self.stop = np.array(sorted(stop_ids), dtype=np.int64)
+        self.sent = {index: 0 for index, request in enumerate(requests) if request.watch}
+        self.reported = 0.0
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Return which requests are complete, bool [n]."""
+        return self.stopped | (self.lengths >= self.limits)
+
+    def given(self, index: int) -> tuple[int, ...]:
+        """Return all tokens of a request so far: prompt, prefix and what was drawn."""
+        request = self.requests[index]
+        return (*request.prompt_ids, *request.prefix_ids, *self.ids[index, : self.lengths[index]].tolist())
+
+    def waiting(self) -> list[int]:
+        """Return the unfinished requests, first come first, those of equal tokens together."""
+        place: dict[tuple[int, ...], int] = {}
+        unfinished = np.flatnonzero(~self.finished).tolist()
+        order = {index: place.setdefault(self.given(index), index) for index in unfinished}
+        return sorted(unfinished, key=lambda index: (order[index], index))
+
+    def record(self, rows: np.ndarray, token: np.ndarray, logprob: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+        """Add one token to each of these requests; return which go on, bool [R]."""
+        at = self.lengths[rows]
+        self.ids[rows, at], self.logprob[rows, at], self.entropy[rows, at] = token, logprob, entropy
+        self.lengths[rows] = at + 1
+        ended = np.isin(token, self.stop)
+        self.stopped[rows] = ended
+        return ~ended & (at + 1 < self.limits[rows])
+
+    def report(self) -> None:
+        """Tell how many requests are finished and, not too often, the watched ones' new tokens."""
+        finished = int(self.finished.sum())
+        if self.on_progress is not None:
+            self.on_progress(finished, len(self.requests))
+        if self.on_chunk is None:
+            return
+        if finished < len(self.requests) and time.monotonic() - self.reported < CHUNK_SECONDS:
+            return
+        chunks = [self._chunk(index) for index, sent in self.sent.items() if sent < self.lengths[index]]
+        if chunks:
+            self.on_chunk(chunks)
+        self.reported = time.monotonic()
+
+    def _chunk(self, index: int) -> Chunk:
+        request, start, end = self.requests[index], self.sent[index], int(self.lengths[index])
+        self.sent[index] = end
+        ids, logprob, entropy = (kept[index, start:end].tolist() for kept in (self.ids, self.logprob, self.entropy))
+        return Chunk(request.id, len(request.prefix_ids) + start, ids, logprob, entropy)
+
+    def generations(self) -> list[Generation]:
+        """Return what the requests became, in order."""
+        return [
+            Generation(
+                request.id,
+                self.ids[index, :length].tolist(),
+                self.logprob[index, :length].tolist(),
+                self.entropy[index, :length].tolist(),
+                "stop" if self.stopped[index] else "length",
+            )
+            for index, (request, length) in enumerate(zip(self.requests, self.lengths.tolist(), strict=True))
+        ]
