@@ -7,12 +7,15 @@ prompt along. Padding is on the right, behind every real token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+PASS_TOKENS = 64  # a forward pass costs about as much as this many tokens more in a pass that runs anyway
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,39 @@ class Trajectory:
         return len(self.prompt) + len(self.completion)
 
 
-def pack(sequences: Sequence[Trajectory], chosen: Sequence[int], budget: int, *, shared: bool) -> list[list[int]]:
-    """Group indices into rectangles of at most `budget` tokens with padding, longest first; one row always fits.
+def by_prompt(sequences: Sequence[Trajectory], chosen: Iterable[int]) -> dict[tuple[int, ...], list[int]]:
+    """Return the chosen indices under their prompts, both in order of appearance."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i in chosen:
+        found.setdefault(sequences[i].prompt, []).append(i)
+    return found
 
+
+def pack(sequences: Sequence[Trajectory], chosen: Sequence[int], budget: int, *, shared: bool) -> list[list[int]]:
+    """Cut the sorted indices into rectangles of at most `budget` tokens with padding; one row always fits.
+
+    Of all such cuts, the one with the fewest tokens where every rectangle costs PASS_TOKENS more. Longest first.
     `shared`: a prompt counts once, and completions of one prompt stay together.
     """
-    rectangles: list[list[int]] = []
-    room = _Room(sequences, shared=shared)
-    for index in _order(sequences, chosen, shared=shared):
-        if rectangles and room.with_row(index) <= budget:
-            rectangles[-1].append(index)
-        else:
-            rectangles.append([index])
-            room = _Room(sequences, shared=shared)
-        room.add(index)
+    order = _order(sequences, chosen, shared=shared)
+    widths = np.array([len(sequences[i].completion if shared else sequences[i]) for i in order])
+    prompts = np.array([len(sequences[i].prompt) if shared else 0 for i in order])
+    fresh = np.array([shared and (not k or sequences[order[k - 1]].prompt != sequences[i].prompt)
+                      for k, i in enumerate(order)], dtype=np.int64)  # fmt: skip
+    count = len(order)
+    best, ends = np.zeros(count + 1), np.zeros(count, np.int64)
+    for first in range(count - 1, -1, -1):
+        part = slice(first, min(count, first + max(1, budget // int(widths[first]))))
+        different = fresh[part].cumsum() + (shared and not fresh[first])
+        rows = np.arange(1, part.stop - first + 1)
+        size = rows * np.maximum.accumulate(widths[part]) + different * np.maximum.accumulate(prompts[part])
+        cost = np.where((size <= budget) | (rows == 1), size + PASS_TOKENS + best[first + 1 : part.stop + 1], np.inf)
+        ends[first] = first + 1 + cost.argmin()
+        best[first] = cost.min()
+    rectangles, first = [], 0
+    while first < count:
+        rectangles.append(order[first : ends[first]])
+        first = int(ends[first])
     return rectangles
 
 
@@ -47,34 +69,11 @@ def _order(sequences: Sequence[Trajectory], chosen: Sequence[int], *, shared: bo
     """Return the indices by falling length; where prompts are shared, by their longest completion first."""
     if not shared:
         return sorted(chosen, key=lambda i: -len(sequences[i]))
-    longest: dict[tuple[int, ...], int] = {}
-    for i in chosen:
-        row = sequences[i]
-        longest[row.prompt] = max(longest.get(row.prompt, 0), len(row.completion))
-    rank = {prompt: place for place, prompt in enumerate(sorted(longest, key=lambda p: (-longest[p], -len(p))))}
-    return sorted(chosen, key=lambda i: (rank[sequences[i].prompt], -len(sequences[i].completion)))
-
-
-class _Room:
-    """How many tokens, padding included, a growing rectangle has."""
-
-    def __init__(self, sequences: Sequence[Trajectory], *, shared: bool) -> None:
-        self.sequences, self.shared = sequences, shared
-        self.rows, self.width, self.prompts, self.longest = 0, 0, set[tuple[int, ...]](), 0
-
-    def _grown(self, index: int) -> tuple[int, int, int, int]:
-        row = self.sequences[index]
-        width = max(self.width, len(row.completion) if self.shared else len(row))
-        prompts = len(self.prompts) + (self.shared and row.prompt not in self.prompts)
-        return self.rows + 1, width, prompts, max(self.longest, len(row.prompt))
-
-    def with_row(self, index: int) -> int:
-        rows, width, prompts, longest = self._grown(index)
-        return rows * width + prompts * longest
-
-    def add(self, index: int) -> None:
-        self.rows, self.width, _, self.longest = self._grown(index)
-        self.prompts.add(self.sequences[index].prompt)
+    groups = [
+        sorted(group, key=lambda i: -len(sequences[i].completion)) for group in by_prompt(sequences, chosen).values()
+    ]
+    groups.sort(key=lambda group: (-len(sequences[group[0]].completion), -len(sequences[group[0]].prompt)))
+    return [i for group in groups for i in group]
 
 
 def whole_states(model: Any, rows: Sequence[Trajectory], device: torch.device) -> Tensor:
@@ -82,10 +81,7 @@ def whole_states(model: Any, rows: Sequence[Trajectory], device: torch.device) -
     ids = _padded([(row.prompt + row.completion)[:-1] for row in rows], device)  # nothing follows the last token
     hidden = model(input_ids=ids, use_cache=False)[0]  # [B, T, H]
     # the hidden state before a token predicts it
-    first = torch.tensor([len(row.prompt) - 1 for row in rows], device=device)[:, None]
-    count = torch.tensor([len(row.completion) for row in rows], device=device)[:, None]
-    place = torch.arange(ids.shape[1], device=device)
-    return hidden[(place >= first) & (place < first + count)]
+    return _taken(hidden, [len(row.prompt) - 1 for row in rows], rows)
 
 
 def shared_states(model: Any, rows: Sequence[Trajectory], device: torch.device) -> Tensor:
@@ -114,8 +110,15 @@ def shared_states(model: Any, rows: Sequence[Trajectory], device: torch.device) 
         use_cache=True,
     )[0]  # [R, T, H]
     states = torch.cat([last[:, None], after], 1)  # [R, 1 + T, H]
-    counts = torch.tensor([len(row.completion) for row in rows], device=device)
-    return states[torch.arange(width + 1, device=device) < counts[:, None]]
+    return _taken(states, [0] * len(rows), rows)
+
+
+def _taken(states: Tensor, first: Sequence[int], rows: Sequence[Trajectory]) -> Tensor:
+    """Return as many states of each row, [R, T, H], as it has completion tokens, from `first` on: [n, H]."""
+    counts = np.array([len(row.completion) for row in rows])
+    starts = np.arange(len(rows)) * states.shape[1] + np.array(first)
+    where = np.arange(counts.sum()) + np.repeat(starts - counts.cumsum() + counts, counts)
+    return states.flatten(0, 1).index_select(0, torch.from_numpy(where).to(states.device))
 
 
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
