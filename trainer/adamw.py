@@ -36,6 +36,12 @@ class Adamw:
             eps=config.epsilon, weight_decay=config.weight_decay, fused=self._fused, foreach=not self._fused,
         )  # fmt: skip
 
+    @property
+    def bytes(self) -> int:
+        """Return what the moments take."""
+        kept = [value for entry in self._adamw.state.values() for value in entry.values()]
+        return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+
     def step(self, rate: float, shrink: float) -> None:
         """Move the tensors against their gradients times `shrink`."""
         gradients = [tensor.grad for tensor in self.tensors if tensor.grad is not None]
@@ -82,6 +88,12 @@ class Adamw8:
         self.plain = [i for i in range(len(self.tensors)) if i not in self.packed]
         self._rest = Adamw([self.tensors[i] for i in self.plain], config)
         self.steps = 0
+
+    @property
+    def bytes(self) -> int:
+        """Return what the moments take."""
+        packed = [moment for moments in self.packed.values() for moment in moments.values()]
+        return self._rest.bytes + sum(moment.codes.nbytes + moment.scale.nbytes for moment in packed)
 
     def step(self, rate: float, shrink: float) -> None:
         """Move the tensors against their gradients times `shrink`."""

@@ -10,10 +10,8 @@ from pydantic import BaseModel
 from trainer.config import RunConfig
 from trainer.memory import Advice, MemoryPlan, advice, plan, unknown
 from trainer.memory.activations import width_of
-from trainer.memory.plan import trained
+from trainer.memory.plan import MOMENTS, trained
 from trainer.model_files import ModelInfo
-
-MOMENTS = 8  # bytes a trained weight: AdamW's two, float32
 
 
 class Estimate(BaseModel):
@@ -74,7 +72,11 @@ def estimate(config: RunConfig, info: ModelInfo, folder: Path | None, *, room: i
 
 def _checkpoint_bytes(config: RunConfig, info: ModelInfo, moving: int) -> int:
     width = width_of(config.model)
-    return info.parameters * width + moving * (MOMENTS + (0 if width == 4 else 4)) + (8 << 20)
+    return (
+        info.parameters * width
+        + int(moving * (MOMENTS[config.optimiser.state_precision] + (0 if width == 4 else 4)))
+        + (8 << 20)
+    )
 
 
 def _free(folder: Path | None) -> int | None:

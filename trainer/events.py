@@ -58,6 +58,7 @@ class Started(EventBase):
     knobs: list[KnobSpec] = []
     versions: dict[str, str] = {}
     plan: dict[str, Choice] = {}  # how the attempt computes, by what was chosen
+    memory: dict[str, dict[str, int]] = {}  # predicted bytes by phase and part; empty where they cannot be told
 
 
 class Metrics(EventBase):

@@ -15,27 +15,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.config import RunConfig
 from trainer.kernels.chunks import Buffer
+from trainer.memory import MemoryPlan, plan
+from trainer.model_files import inspect_folder
+from trainer.optimiser import Optimiser
+from trainer.policy import Policy
 
 STATUS = Path("/proc/self/status")
 
 
 class Footprint:
-    """Watches the forward passes of a model that is trained; `figures` are the largest so far, bytes."""
+    """Watches the process that trains; `figures` are bytes, the most so far where they change."""
+
+    def __init__(
+        self, policy: Policy, reference: Policy | None, optimiser: Optimiser, foretold: MemoryPlan | None
+    ) -> None:
+        self.policy, self.reference, self.optimiser = policy, reference, optimiser
+        self.foretold, self.device = foretold, policy.device
+        self.passes = None if policy.placement.sharded else Passes(policy.lm.base_model, policy.device)
+
+    def figures(self) -> dict[str, float]:
+        """Return the metrics of memory; what cannot be told is left out."""
+        models = [policy.lm for policy in (self.policy, self.reference) if policy is not None]
+        found = {
+            "peak": peak(self.device),
+            "weights": held(weight for model in models for weight in model.parameters()),
+            "optimiser": float(self.optimiser.bytes),
+            "logits": float(Buffer.largest),
+        }
+        if self.passes is not None:
+            found["activations"] = float(self.passes.largest)
+        if self.foretold is not None:
+            found["predicted"] = float(self.foretold.seen_bytes)
+        return {f"memory/{name}_bytes": value for name, value in found.items()}
+
+
+class Passes:
+    """The most that the forward passes of one micro-batch left for its backward pass, bytes."""
 
     def __init__(self, decoder: nn.Module, device: torch.device) -> None:
         """`decoder` is the model without its output layer."""
         self.device, self.largest = device, 0
-        self._saved: dict[int, int] = {}  # bytes of what the backward pass needs, by address
+        self._saved: dict[int, int] = {}  # bytes by address
         self._before, self._own = 0, set[int]()
         self._watch: Any = None
         decoder.register_forward_pre_hook(self._begin)
         decoder.register_forward_hook(self._end, always_call=True)
-
-    @property
-    def activations(self) -> float:
-        """Return the most that the passes of one micro-batch left for its backward pass, bytes."""
-        return float(self.largest)
 
     def _begin(self, decoder: nn.Module, inputs: Any) -> None:
         if not torch.is_grad_enabled():
@@ -75,14 +101,16 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def foretold(config: RunConfig, source: Path, device: torch.device) -> MemoryPlan | None:
+    """Return what was to be expected of a run with the model in a folder, on this very device."""
+    info = inspect_folder(source, source=str(source), kind="folder")
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return plan(config, info, gpu_bytes=total)
+
+
 def held(tensors: Iterable[Tensor]) -> float:
     """Return the bytes of some tensors."""
     return float(sum(tensor.nbytes for tensor in tensors))
-
-
-def logits() -> float:
-    """Return the most bytes of logits that ever existed at once."""
-    return float(Buffer.largest)
 
 
 def peak(device: torch.device) -> float:

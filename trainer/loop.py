@@ -18,16 +18,18 @@ from trainer.config import RunConfig
 from trainer.control import Steering
 from trainer.distributed import World
 from trainer.evaluation import Evaluator
-from trainer.events import Control, RunFolder
+from trainer.events import Choice, Control, RunFolder
+from trainer.footprint import Footprint, foretold
 from trainer.health import Health
+from trainer.kernels import choose_room
 from trainer.models import resolve
 from trainer.objectives import Objective
 from trainer.optimiser import Optimiser
-from trainer.passes import moments_wanted, old_logprobs
+from trainer.passes import head_contract, moments_wanted, old_logprobs
 from trainer.policy import Policy
 from trainer.prompts import Prompts
 from trainer.recorder import RECORDED, Recorder
-from trainer.report import answers, observation, peak_memory, step_metrics, ungraded
+from trainer.report import answers, observation, step_metrics, ungraded
 from trainer.rewards.pool import RewardPool
 from trainer.rollout import engine
 from trainer.stream import Silent
@@ -65,6 +67,8 @@ class Trainer:
             reference.budget = self.policy.budget
         self.updater = Updater(self.policy, reference, self.objective, self.optimiser, world)
         self.recorder = Recorder(folder, config, world)
+        self.memory = foretold(config, source, world.device)
+        self.footprint = Footprint(self.policy, reference, self.optimiser, self.memory)
         if resumed:
             self._restore(resumed)
 
@@ -87,8 +91,7 @@ class Trainer:
             share = slice(self.world.rank, None, self.world.size)
 
             recorded = self.recorder.due(step)
-            sampled, caps = self.old_logprobs.choice == "engine", self.collector.engine.caps
-            moments = sampled and caps.moments and (recorded or moments_wanted(self.config))
+            sampled, moments = self._sources(recorded)
             with self.policy.gathered():
                 completions = self.collector.collect(
                     step, self.attempt, share, temperature, plan, times, moments=moments
@@ -98,7 +101,7 @@ class Trainer:
             settings = self.steering.step(step)
             settings.vocabulary = self.policy.vocabulary
             minibatches = self.config.optimiser.minibatches_per_step
-            also = RECORDED if recorded and (moments or not sampled) else ()
+            also = RECORDED if recorded else ()
             update = self.updater.update(
                 completions, settings, minibatches, temperature, times, also=also, sampled=sampled
             )
@@ -133,7 +136,9 @@ class Trainer:
 
     def _load(self, path: Any, adapter: Any = None) -> Policy:
         sharded = self.config.resources.sharding == "fsdp2"
-        return Policy(path, self.config.model, self.world.device, adapter=adapter, world=self.world, sharded=sharded)
+        policy = Policy(path, self.config.model, self.world.device, adapter=adapter, world=self.world, sharded=sharded)
+        policy.output.use(self.config.resources.head_contract, self.config.resources.kernel)
+        return policy
 
     def _started(self) -> None:
         self.stream.emit(
@@ -147,12 +152,31 @@ class Trainer:
             vocabulary=self.policy.vocabulary,
             knobs=self.steering.described(),
             versions=versions(),
+            plan=self._plan(),
+            memory={phase.name: phase.parts for phase in self.memory.phases} if self.memory else {},
         )
         for complaint in self.complaints:
             self.stream.emit("warning", self.done, code="checkpoint", message=complaint)
         if self.attempt > 1 and self.resumed is None:
             message = "the attempts before wrote no checkpoint; this one starts at step 0"
             self.stream.emit("warning", 0, code="resume", message=message)
+
+    def _sources(self, recorded: bool) -> tuple[bool, bool]:
+        """Return whether a step takes its log-probs from sampling, and whether it takes moments from there too."""
+        moments = recorded or moments_wanted(self.config)
+        sampled = self.old_logprobs.choice == "engine" and (self.collector.engine.caps.moments or not moments)
+        return sampled, sampled and moments
+
+    def _plan(self) -> dict[str, Any]:
+        """Return how this attempt computes, and why, by what was chosen."""
+        forward, (room, why) = self.policy.forward, choose_room(self.world.device, self.config.resources.kernel)
+        chosen = {
+            "old_logprobs": self.old_logprobs,
+            "head": head_contract(self.config),
+            "kernel": Choice(choice=room, why=why),
+            "micro_batches": Choice(choice=f"{forward.name}, up to {self.policy.budget:,} tokens", why=forward.why),
+        }
+        return {name: choice.model_dump() for name, choice in chosen.items()}
 
     def _listen(self, step: int) -> Control:
         """Agree on the latest request and on a signal over all processes, and let it take effect."""
@@ -182,7 +206,7 @@ class Trainer:
 
     def _report(self, step: int, metrics: dict[str, float], times: dict[str, float], seconds: float) -> None:
         metrics |= {f"time/{name}": value for name, value in times.items()}
-        metrics |= {"time/step": seconds, "memory/peak_bytes": peak_memory(self.world.device)}
+        metrics |= {"time/step": seconds, **self.footprint.figures()}
         metrics["tokens/per_second"] = metrics.pop("tokens/step") / seconds
         self.stream.emit("metrics", step, values=metrics)
         if self.world.main:

@@ -36,6 +36,11 @@ class Optimiser:
         else:
             self._adamw = Adamw(self.masters, config)
 
+    @property
+    def bytes(self) -> int:
+        """Return what the moments and the float32 copies of narrower weights take in this process."""
+        return self._adamw.bytes + sum(master.nbytes for _, master in self._narrow())
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
         config = self.config

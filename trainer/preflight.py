@@ -29,6 +29,7 @@ TRIED_ROWS = 24
 LONGEST = 500
 SHOWN = 500  # characters
 ADVICE = 3  # changes named
+MEMORY = "resources"  # the field of the warning that memory will not do: many settings take part
 SPARE = 1.3  # a checkpoint is written beside the old one, and file systems want some air
 
 
@@ -133,7 +134,7 @@ def _costs(report: Preflight, config: RunConfig, info: ModelInfo, folder: Path, 
         message = f"{config.checkpoint.keep} checkpoints take about {_size(cost.disk_bytes)}, {_size(free)} are free"
         report.add("checkpoint.keep", f"checkpoint.keep: {message}; keep fewer or free some space", warning=True)
     if cost.memory_lacking:
-        report.add("model.source", f"model.source: {lacking(cost)}", warning=True)
+        report.add(MEMORY, f"{MEMORY}: {lacking(cost)}", warning=True)
 
 
 def _data(report: Preflight, config: RunConfig, info: ModelInfo) -> None:

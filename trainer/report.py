@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -88,14 +86,6 @@ def observation(step: int, total: int, metrics: dict[str, float]) -> Observation
         kl=metrics.get("kl/ref", 0.0),
         metrics=metrics,
     )
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory used so far, bytes: the device's on a GPU, the process's on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _reward(reward: Tensor, group: Tensor) -> dict[str, float]:

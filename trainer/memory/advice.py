@@ -49,6 +49,10 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
         yield "model.gradient_checkpointing", True, "turn gradient checkpointing on"
     if model.dtype == "float32":
         yield "model.dtype", "bfloat16", "take bfloat16"
+    if config.optimiser.state_precision == "float32":
+        yield "optimiser.state_precision", "8bit", "keep AdamW's moments in 8 bits"
+    if (resources.gpus or resources.processes) > 1 and resources.sharding == "none" and not model.lora.enabled:
+        yield "resources.sharding", "fsdp2", "share weights and moments among the processes"
     half = max(1, config.optimiser.tokens_per_microbatch // 2)
     longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
     fewer = min(half, _power(4 * longest))

@@ -35,6 +35,7 @@ CPU_RUNTIME = 560 << 20  # resident with torch 2.13 (CPU) and transformers 5 aft
 CUDA_RUNTIME = 600 << 20  # a CUDA context with cuBLAS's workspaces
 GPU_BYTES = 80 << 30  # taken for a GPU's memory where none is known
 DRAWN = 3  # [rows, V] float32 arrays while a token is drawn
+MOMENTS = {"float32": 8, "8bit": 2.1}  # bytes a trained weight: AdamW's two, with the scales of their blocks
 NEEDED = {
     "parameters": "safetensors headers",
     "layers": "num_hidden_layers",
@@ -75,6 +76,11 @@ class MemoryPlan(BaseModel):
     @property
     def peak_bytes(self) -> int:
         return self.peak.bytes
+
+    @property
+    def seen_bytes(self) -> int:
+        """Return what a run measures of its peak: on a GPU tensors only, without what its context takes."""
+        return self.peak_bytes - (self.peak.parts.get("runtime", 0) if self.device == "cuda" else 0)
 
     @property
     def machine_bytes(self) -> int:
@@ -150,6 +156,7 @@ class _Planner:
         self.model, self.width = config.model, width_of(config.model)
         self.cuda = bool(config.resources.gpus)
         self.trained = trained(config, info)
+        self.shards = _processes(config) if config.resources.sharding != "none" else 1
 
     def load(self) -> dict[str, int]:
         """A file in another number format lies in memory beside what is made of it."""
@@ -197,10 +204,22 @@ class _Planner:
         whole = self.info.parameters * self.width
         return {"weights": whole + adapters, "reference": whole if reference(self.config) else 0}
 
-    def _resting(self) -> dict[str, int]:
-        """Return what is held all the time once the first step is done."""
-        masters = 0 if self.model.lora.enabled or self.width == WIDE else WIDE * self.trained
-        return {**self._runtime(), **self._weights(), "masters": masters, "optimiser": 2 * WIDE * self.trained}
+    def _resting(self, *, gathered: bool = True) -> dict[str, int]:
+        """Return what is held all the time once the first step is done; shards are gathered only without gradients."""
+        moments = int(MOMENTS[self.config.optimiser.state_precision] * self.trained) // self.shards
+        weights, masters = self._weights(), 0
+        if self.shards > 1:
+            masters = WIDE * self.trained // self.shards
+            weights["weights"] = weights["weights"] if gathered else self._layer()
+            weights["reference"] //= 1 if gathered else self.shards
+        elif self.width < WIDE and not self.model.lora.enabled:
+            masters = WIDE * self.trained
+        return {**self._runtime(), **weights, "masters": masters, "optimiser": moments}
+
+    def _layer(self) -> int:
+        """Return the weights of one layer and of the embedding, which are gathered at once while learning."""
+        embedding = self.info.vocabulary * self.info.hidden_size
+        return self.width * (embedding + max(0, self.info.parameters - embedding) // max(1, self.info.layers))
 
     def _cache_room(self) -> int:
         return int(self.gpu_bytes * budgets.GPU_CACHE_SHARE) if self.cuda else budgets.CPU_CACHE_BYTES

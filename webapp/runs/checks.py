@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from django.conf import settings
+from django.db.models import Min
 from pydantic import ValidationError
 
 from trainer import models, preflight
@@ -64,9 +65,15 @@ def gpu_count() -> int:
     return Gpu.objects.count()
 
 
+def smallest_gpu() -> int | None:
+    """Return the memory of the smallest announced GPU, bytes; a run may get any of them. None where there is none."""
+    return Gpu.objects.filter(memory_bytes__gt=0).aggregate(smallest=Min("memory_bytes"))["smallest"]
+
+
 def quick(config: RunConfig) -> Checked:
     """Return what files and rows can tell; no model is loaded."""
-    checked = read(preflight.check(config, deep=False, folder=Path(settings.RUNS_ROOT)))
+    report = preflight.check(config, deep=False, folder=Path(settings.RUNS_ROOT), gpu_bytes=smallest_gpu())
+    checked = read(report)
     if problems := model_of(config).problems:
         checked.problems["model.source"] = sentence(problems[0])
     wanted, present = config.resources.gpus, gpu_count()
@@ -144,7 +151,8 @@ def read(report: Preflight) -> Checked:
     """Return the trainer's report in the page's words."""
     return Checked(
         problems={problem.field: text for problem, text in _said(report.problems)},
-        warnings=[text for _, text in _said(report.warnings)],
+        # What is said of memory stands with its picture.
+        warnings=[text for problem, text in _said(report.warnings) if problem.field != preflight.MEMORY],
         trials=report.trials,
         estimate=report.estimate,
     )

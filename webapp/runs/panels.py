@@ -34,6 +34,12 @@ def panels(run: Run) -> list[dict[str, Any]]:
         _panel("clip", "Clip share", "of tokens", line("clip/share", "clipped")),
         _panel("gradient", "Gradient norm", "before clipping", line("grad/norm", "norm")),
         _panel("kl", "KL", "nats", line("kl/old", "to the step’s start"), line("kl/ref", "to the reference")),
+        _panel(
+            "memory", "Memory", "GiB, the most so far",
+            line("memory/peak_bytes", "peak"), line("memory/predicted_bytes", "predicted", "target"),
+            line("memory/weights_bytes", "weights"), line("memory/optimiser_bytes", "optimiser"),
+            line("memory/activations_bytes", "activations"), line("memory/logits_bytes", "logits"),
+        ),
         _panel("time", "Step time", "seconds", *(line(f"time/{part}", part, "stack") for part in TIMES), kind="stack"),
     ]  # fmt: skip
 

@@ -23,6 +23,7 @@ from webapp.runs import checks, services
 from webapp.runs.configform import Bound
 from webapp.runs.course import course_of
 from webapp.runs.forms import OTHER_MODEL, RunForm
+from webapp.runs.memory_view import before_launch
 from webapp.runs.models import Run, Sweep
 from webapp.runs.start import starting_config
 from webapp.runs.sweeps import create as create_sweep
@@ -219,6 +220,7 @@ def panel_context(form: RunForm, sweep: SweepForm) -> dict[str, Any]:
     return said | {
         "config": config,
         "estimate": form.checked.estimate if form.checked else None,
+        "memory": before_launch(form.checked.estimate) if form.checked else None,
         "warnings": form.checked.warnings if form.checked else [],
         "processes": config.resources.gpus or config.resources.processes,
         "toml": to_toml(config),

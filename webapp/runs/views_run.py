@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET
 from webapp.http import Request
 from webapp.runs import archive, config_text, data, logtail, story
 from webapp.runs.knobs import knobs, refusal
+from webapp.runs.memory_view import after_launch
 from webapp.runs.messages import event_message, events_after, run_message
 from webapp.runs.models import Run, State
 from webapp.runs.panels import ENTROPY_CHART, ENTROPY_KNOB, panels
@@ -83,6 +84,7 @@ def detail(request: Request, run_id: str) -> HttpResponse:
         "toml": config_text.toml(run),
         "command": config_text.command(run),
         "changes": config_text.differences(run),
+        "memory": after_launch(run),
     }
     return render(request, "runs/run_detail.html", context)
 

@@ -48,7 +48,7 @@ export class AllMetrics {
   card(metric) {
     const readout = el("div.chart-readout"), body = el("div.chart-body");
     readout.dataset.chartReadout = body.dataset.chartBody = "";
-    const card = el("figure.chart", {}, el("figcaption", {}, el("span.chart-title", { title: metric }, metric.slice(metric.indexOf("/") + 1)), readout), body);
+    const card = el("figure.chart", {}, el("figcaption", {}, el("span.chart-title", { title: metric }, metric.slice(metric.indexOf("/") + 1)), metric.endsWith("_bytes") ? el("span.chart-unit", {}, " GiB") : "", readout), body);
     card.dataset.chart = metric;
     this.overview.watch(card);
     return card;

@@ -48,7 +48,7 @@ export class Chart {
   lines() {
     const { weight } = this.options, out = [];
     this.spec.series.forEach((one, index) => {
-      const segments = this.series.segments(one.name), current = joined(segments.filter((segment) => !segment.superseded));
+      const segments = inUnits(one.name, this.series.segments(one.name)), current = joined(segments.filter((segment) => !segment.superseded));
       const old = one.role === "line" ? segments.filter((segment) => segment.superseded).map((segment) => fromFork(segment, segments)) : [];
       for (const segment of [...old, current]) {
         if (!segment.steps.length) continue;
@@ -169,6 +169,12 @@ export class Chart {
   }
 
   restyle() { this.plot?.redraw(false, true); if (this.drawn && this.plot) this.showReadout(null); }
+}
+
+/** Bytes are drawn in GiB. */
+function inUnits(name, segments) {
+  if (!name.endsWith("_bytes")) return segments;
+  return segments.map((segment) => ({ ...segment, values: segment.values.map((value) => value / 2 ** 30) }));
 }
 
 /** The points that count, of all attempts, as one line. */
