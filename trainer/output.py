@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.errors import ConfigError
 from trainer.kernels import (
     TokenStats,
+    choose_room,
     gradient_features,
     head_of,
     linear_extras,
@@ -38,6 +39,14 @@ class OutputLayer:
         self.form = head_of(lm.config)
         self.contract: Contract = "auto"
         self.room: RoomName = "auto"
+
+    def use(self, contract: Contract, room: RoomName) -> None:
+        """Take over the settings; raises ConfigError where the room cannot compute on this device."""
+        try:
+            choose_room(self.weight.device, room)
+        except ValueError as error:
+            raise ConfigError(f"resources.kernel: {error}", "resources.kernel") from error
+        self.contract, self.room = contract, room
 
     @property
     def weight(self) -> Tensor:

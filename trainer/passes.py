@@ -64,6 +64,14 @@ def old_logprobs(config: RunConfig, caps: Caps) -> Choice:
     return Choice(choice="score", why=f"{names}: sampling rounds differently from training in {config.model.dtype}")
 
 
+def head_contract(config: RunConfig) -> Choice:
+    """Choose how gradients pass the output layer."""
+    if (wanted := config.resources.head_contract) != "auto":
+        return Choice(choice=wanted, why="set by resources.head_contract")
+    why = "each token's gradient is known beforehand, so its logits are computed once and never kept"
+    return Choice(choice="fused", why=why)
+
+
 def sighted(parts: Sequence[ObjectivePart]) -> list[ObjectivePart]:
     """Return the parts through which an on-policy gradient depends on statistics of the policy."""
     return [part for part in parts if _of_policy(part) and not part.blind]
