@@ -50,7 +50,7 @@ class Rows(Protocol):
 class HfEngine:
     """Generates with the policy's own model."""
 
-    caps = Caps(exact_entropy=True, per_request_sampler=True, prefix=True, in_process=True)
+    caps = Caps(exact_entropy=True, per_request_sampler=True, prefix=True, in_process=True, moments=True)
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -155,8 +155,9 @@ def _decode(
             return
         numbers = uniforms(ledger.seeds[active], ledger.first[active] + ledger.lengths[active])
         chosen = samplers.of(torch.from_numpy(active).to(policy.device))
-        token, logprob, entropy = _draw(policy, states, chosen, torch.from_numpy(numbers).to(policy.device))
-        going = ledger.record(active, token.cpu().numpy(), logprob.cpu().numpy(), entropy.cpu().numpy())
+        place = torch.from_numpy(numbers).to(policy.device)
+        token, *known = _draw(policy, states, chosen, place, moments=ledger.moments)
+        going = ledger.record(active, token.cpu().numpy(), torch.stack(known, 1).cpu().numpy())
         ledger.report()
         order = _compacted(going)
         if len(order) < len(active):
@@ -166,15 +167,14 @@ def _decode(
             states = store.step(token)
 
 
-def _draw(policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token, log-prob and entropy of each row, [R, H] to [R]; the logits of few rows exist at once."""
+def _draw(policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor, *, moments: bool) -> tuple[Tensor, ...]:
+    """Return token and statistics of each row, [R, H] to [R] each; the logits of few rows exist at once."""
     size = max(1, LOGIT_BYTES // (4 * policy.vocabulary))
     if len(states) <= size:
-        return samplers.sample(policy.logits(states), numbers)
+        return samplers.sample(policy.logits(states), numbers, moments=moments)
     parts = [slice(start, start + size) for start in range(0, len(states), size)]
-    drawn = [samplers.of(part).sample(policy.logits(states[part]), numbers[part]) for part in parts]
-    token, logprob, entropy = (torch.cat(found) for found in zip(*drawn, strict=True))
-    return token, logprob, entropy
+    drawn = [samplers.of(part).sample(policy.logits(states[part]), numbers[part], moments=moments) for part in parts]
+    return tuple(torch.cat(found) for found in zip(*drawn, strict=True))
 
 
 def _compacted(going: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer.errors import ConfigError
 from trainer.rollout.base import Chunk, Generation, GenRequest
+from trainer.statistics import MOMENTS
 
 CHUNK_SECONDS = 0.05  # watched tokens are reported this often at most
 
@@ -37,7 +38,9 @@ class Ledger:
         self.limits = np.array([max(0, request.max_new) for request in requests], dtype=np.int64)
         size = len(requests), int(self.limits.max(initial=0))
         self.ids = np.zeros(size, dtype=np.int32)
-        self.logprob, self.entropy = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+        self.moments = any(request.tap.moments for request in requests)
+        self.names = ("logprob", "entropy", *(MOMENTS if self.moments else ()))
+        self.known = np.zeros((*size, len(self.names)), dtype=np.float32)  # statistics of each token
         self.lengths = np.zeros(len(requests), dtype=np.int64)
         self.stopped = np.zeros(len(requests), dtype=bool)
         self.seeds = np.array([request.seed for request in requests], dtype=np.uint64)
@@ -63,10 +66,10 @@ class Ledger:
         order = {index: place.setdefault(self.given(index), index) for index in unfinished}
         return sorted(unfinished, key=lambda index: (order[index], index))
 
-    def record(self, rows: np.ndarray, token: np.ndarray, logprob: np.ndarray, entropy: np.ndarray) -> np.ndarray:
-        """Add one token to each of these requests; return which go on, bool [R]."""
+    def record(self, rows: np.ndarray, token: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Add one token and its statistics, [R] and [R, K], to each of these requests; return which go on, bool [R]."""
         at = self.lengths[rows]
-        self.ids[rows, at], self.logprob[rows, at], self.entropy[rows, at] = token, logprob, entropy
+        self.ids[rows, at], self.known[rows, at] = token, known
         self.lengths[rows] = at + 1
         ended = np.isin(token, self.stop)
         self.stopped[rows] = ended
@@ -89,18 +92,21 @@ class Ledger:
     def _chunk(self, index: int) -> Chunk:
         request, start, end = self.requests[index], self.sent[index], int(self.lengths[index])
         self.sent[index] = end
-        ids, logprob, entropy = (kept[index, start:end].tolist() for kept in (self.ids, self.logprob, self.entropy))
-        return Chunk(request.id, len(request.prefix_ids) + start, ids, logprob, entropy)
+        logprob, entropy = self.known[index, start:end, :2].T.tolist()
+        return Chunk(request.id, len(request.prefix_ids) + start, self.ids[index, start:end].tolist(), logprob, entropy)
 
     def generations(self) -> list[Generation]:
         """Return what the requests became, in order."""
-        return [
-            Generation(
-                request.id,
-                self.ids[index, :length].tolist(),
-                self.logprob[index, :length].tolist(),
-                self.entropy[index, :length].tolist(),
-                "stop" if self.stopped[index] else "length",
-            )
-            for index, (request, length) in enumerate(zip(self.requests, self.lengths.tolist(), strict=True))
-        ]
+        return [self._generation(index) for index in range(len(self.requests))]
+
+    def _generation(self, index: int) -> Generation:
+        length = int(self.lengths[index])
+        known = dict(zip(self.names, self.known[index, :length].T.tolist(), strict=True))
+        return Generation(
+            self.requests[index].id,
+            self.ids[index, :length].tolist(),
+            known.pop("logprob"),
+            known.pop("entropy"),
+            "stop" if self.stopped[index] else "length",
+            moments=known,
+        )

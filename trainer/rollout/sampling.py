@@ -79,6 +79,19 @@ def _search(cumulative: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     return index, ((point - lower) / (upper - lower)).squeeze(1)
 
 
+def _moments(mass: Tensor, product: Tensor, total: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sum p^2, sum p^2 log p and sum p^2 (log p + H)^2 of each row, [R]; overwrites `product`.
+
+    With u the logits less their largest, `mass` is e^u and `product` u e^u, [R, V]. The last sum is taken directly: as
+    three sums it would cancel where a token has nearly all the mass.
+    """
+    squares, log_total = mass.square().sum(-1), total.log()
+    second = (mass * product).sum(-1) - log_total * squares
+    gain = product.addcmul_(mass, (entropy - log_total)[:, None]).square_().sum(-1)
+    scale = total.square()
+    return squares / scale, second / scale, gain / scale
+
+
 class Samplers:
     """The samplers of R rows as tensors; of one row where all are equal."""
 
@@ -105,10 +118,11 @@ class Samplers:
             setattr(chosen, name, getattr(self, name)[rows])
         return chosen
 
-    def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, logits: Tensor, uniform: Tensor, *, moments: bool = False) -> tuple[Tensor, ...]:
         """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; overwrites the logits.
 
-        The last two are of the whole policy at the row's temperature, before truncation.
+        Behind them come the MOMENTS (trainer/statistics) where asked for. All but the token are of the whole policy at
+        the row's temperature, before truncation.
         """
         centred = logits.float()
         centred.sub_(centred.amax(-1, keepdim=True))
@@ -118,12 +132,13 @@ class Samplers:
         mass = centred.clamp_min_(LOWEST).exp()
         total = mass.sum(-1)
         entropy = total.log() - centred.mul_(mass).sum(-1) / total
+        known = [entropy, *(_moments(mass, centred, total, entropy) if moments else ())]
         if self.truncates:
             mass.masked_fill_(mass < self._threshold(mass, total), 0)
         token = draw(mass, uniform)
         if likeliest is not None:
             token = torch.where(self.greedy, likeliest, token)
-        return token, (mass.gather(1, token[:, None]).squeeze(1) / total).log(), entropy
+        return token, (mass.gather(1, token[:, None]).squeeze(1) / total).log(), *known
 
     def _threshold(self, mass: Tensor, total: Tensor) -> Tensor:
         """Return the least mass that min-p, top-k and top-p leave, each taken on the full distribution, [R, 1].
