@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import environment
 import report
-from cases import CASES, Case, model_folder, record
+from cases import CASES, END_TO_END, Case, model_folder, record
 from rounds import CLIP_NOTHING, OPTIMISER, Side, alternate
 
 FILLS = (0.37, 0.6, 1.0)
+LONGEST = 48  # tokens of a completion, end to end
 DEFAULT_BATCH = 8  # TrainingArguments.per_device_train_batch_size
 
 
@@ -74,6 +75,21 @@ def compare(case: Case, fill: float, folder: Path, options: argparse.Namespace) 
     }  # fmt: skip
 
 
+def end_to_end(kind: str, folder: Path, options: argparse.Namespace) -> dict:
+    """Return whole steps of SmolLM2 with sampling: 2 prompts of 8 completions, at most 48 tokens each."""
+    case = CASES["smollm2"]
+    model = model_folder(case.model, options.models or folder)
+    job = {
+        **job_of(case, model, folder, options),
+        "mode": "step", "prompts": END_TO_END[kind], "samples": case.samples, "longest": LONGEST,
+    }  # fmt: skip
+    chosen = sides(case, options)
+    print(f"end to end, {kind}, {options.threads} threads", file=sys.stderr, flush=True)
+    alternate(list(chosen.values()), job, options.rounds, folder)
+    columns = {name: report.whole_step(side, case.completions) for name, side in chosen.items()}
+    return {"end_to_end": kind, "threads": options.threads, "columns": columns}
+
+
 def equal(case: Case, job: dict, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return the differences of loss and gradients of one step between both sides."""
     known = {"trl": ("side_trl.py", options.trl_python), "ours": ("side_ours.py", Path(sys.executable))}
@@ -95,7 +111,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trl-python", type=Path, help="Python of an environment with TRL.")
     parser.add_argument("--make-venv", type=Path, metavar="FOLDER", help="Make that environment here if it is missing.")
     parser.add_argument("--models", type=Path, help="Where models are kept between calls; nowhere without it.")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["qwen2-32k"])
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=["qwen2-32k"], help="Replays.")
+    parser.add_argument("--end-to-end", nargs="*", choices=list(END_TO_END), default=[], help="Steps with sampling.")
     parser.add_argument("--fills", nargs="+", type=float, default=list(FILLS), help="Mean length over the longest.")
     parser.add_argument(
         "--columns", nargs="+", default=["trl", "expert", "liger", "trl-checkpointing", "ours", "scored", "bonus"],
@@ -123,6 +140,7 @@ def main() -> None:
         options.models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         found = [compare(CASES[name], fill, Path(folder), options) for name in options.cases for fill in options.fills]
+        found += [end_to_end(kind, Path(folder), options) for kind in options.end_to_end]
     whole = {**report.surroundings(options), "results": found}
     if options.json:
         options.json.write_text(json.dumps(whole, indent=1), "utf-8")

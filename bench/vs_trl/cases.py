@@ -38,6 +38,24 @@ CASES = {
     )
 }
 
+END_TO_END = {  # prompts of a whole step with sampling; the first kind ends early, the second at the limit
+    "sums": [f"What is {7 * i % 41 + 1} + {3 * i % 9 + 1}?" for i in range(64)],
+    "stories": [
+        f"Tell me a long story about {thing}."
+        for thing in (
+            "a lighthouse",
+            "two brothers",
+            "the last train",
+            "an old map",
+            "a quiet robot",
+            "winter",
+            "the sea",
+            "a lost key",
+        )
+    ]
+    * 8,
+}
+
 
 def model_folder(model: str, folder: Path) -> Path:
     """Return the folder of a model in float32, made under `folder` where it is random or narrower."""

@@ -8,11 +8,17 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rounds import HERE, Side
 
 HEAD = ("", "s a step", "quartiles", "CPU s", "useful tokens/s", "ours is", "peak MB", "ours takes", "above loaded MB")
+
+STEP_HEAD = (
+    "", "s a step", "quartiles", "CPU s", "ours is", "sampling, s", "sampled tokens/s", "rest, s", "mean length",
+    "peak MB", "ours takes",
+)  # fmt: skip
 
 
 def column(side: Side, useful: int) -> dict[str, Any]:
@@ -25,6 +31,23 @@ def column(side: Side, useful: int) -> dict[str, Any]:
         "tokens_per_second": useful / side.middle("seconds"), "peak": side.peak(), "grown": side.grown(),
         "loss": side.found[0]["losses"][0], "entropy": side.found[0]["entropy"][0],
         "versions": side.found[0]["versions"], "all_seconds": side.values("seconds"), "all_cpu": side.values("cpu"),
+    }  # fmt: skip
+
+
+def whole_step(side: Side, completions: int) -> dict[str, Any]:
+    """Return one column of the end-to-end comparison."""
+    if side.refused:
+        return {"title": side.title, "refused": side.refused}
+    tokens = side.values("tokens")
+    rates = [count / seconds for count, seconds in zip(tokens, side.values("sampled"), strict=True)]
+    rest = [whole - part for whole, part in zip(side.values("seconds"), side.values("sampled"), strict=True)]
+    return {
+        "title": side.title,
+        "seconds": side.middle("seconds"), "quartiles": side.spread("seconds"), "cpu": side.middle("cpu"),
+        "sampling": side.middle("sampled"), "sampling_rate": median(rates), "rest": median(rest),
+        "length": sum(tokens) / len(tokens) / completions, "peak": side.peak(), "grown": side.grown(),
+        "versions": side.found[0]["versions"], "all_seconds": side.values("seconds"), "all_cpu": side.values("cpu"),
+        "split": [split for found in side.found for split in found.get("split", [])],
     }  # fmt: skip
 
 
@@ -67,6 +90,35 @@ def markdown(whole: dict[str, Any]) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
+    return _steps(found) if "end_to_end" in found else _replay(found)
+
+
+def _steps(found: dict[str, Any]) -> str:
+    lines = [
+        f"**SmolLM2-135M with sampling, {found['end_to_end']}**\n",
+        "| " + " | ".join(STEP_HEAD) + " |",
+        "|---|" + "---:|" * (len(STEP_HEAD) - 1),
+    ]
+    ours = found["columns"].get("ours")
+    for column in found["columns"].values():
+        if "refused" in column:
+            lines.append(
+                f"| {column['title']} | does not run: {column['refused'][:120]} |" + " |" * (len(STEP_HEAD) - 2)
+            )
+            continue
+        low, high = column["quartiles"]
+        cells = [
+            f"{column['seconds']:.2f}", f"{low:.2f}–{high:.2f}", f"{column['cpu']:.2f}",
+            f"{column['seconds'] / ours['seconds']:.2f}× ({column['cpu'] / ours['cpu']:.2f}× CPU)" if ours else "",
+            f"{column['sampling']:.2f}", f"{column['sampling_rate']:.0f}", f"{column['rest']:.2f}",
+            f"{column['length']:.1f}", f"{column['peak'] / 1e6:.0f}",
+            f"{ours['peak'] / column['peak']:.2f}" if ours else "",
+        ]  # fmt: skip
+        lines.append(f"| {column['title']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _replay(found: dict[str, Any]) -> str:
     lines = [
         f"**{found['case']}, {found['fill']:.0%} fill** ({found['tokens']} useful tokens a step)\n",
         "| " + " | ".join(HEAD) + " |",

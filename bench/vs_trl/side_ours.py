@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 
 import _probe as probe  # noqa: E402
+from reward import variety  # noqa: E402
 
 from trainer.attempt import prepare_environment  # noqa: E402
 from trainer.config import RunConfig, load  # noqa: E402
@@ -58,6 +60,67 @@ def replay(job: dict[str, Any]) -> dict[str, Any]:
             return learn(trainer, job, completions(recorded, trainer.policy))
         finally:
             trainer.close()
+
+
+def step(job: dict[str, Any]) -> dict[str, Any]:
+    """Sample, grade and learn: the loop as it is, but for a reward of its own, graded in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rows.jsonl"
+        rows = [*job["prompts"], "What is left over?"]  # one is held out
+        table.write_text("".join(json.dumps({"prompt": prompt, "answer": "0"}) + "\n" for prompt in rows), "utf-8")
+        tokens = {"max_prompt_tokens": 256, "max_completion_tokens": job["longest"]}
+        task = {"type": "dataset", "path": str(table), "held_out_rows": 1}
+        settings = config(job, job["trl"]["completions"] // job["samples"], job["samples"], tokens, task)
+        trainer = built(settings, Path(folder))
+        trainer.collector.pool = Grader()
+        probe.forget_peak()
+        loaded, cpu = probe.resident(), []
+        began = time.process_time()
+        report = trainer._report
+
+        def watched(*arguments: Any) -> None:
+            report(*arguments)
+            cpu.append(time.process_time())
+
+        trainer._report = watched
+        try:
+            ended = trainer.run()
+        finally:
+            trainer.close()
+        assert ended[0] == "finished", ended
+        found = told(Path(folder))
+    after = slice(job["warmup"], None)
+    spent = [end - start for start, end in pairwise([began, *cpu])]
+    return {
+        **{name: values[after] for name, values in found.items()}, "cpu": spent[after],
+        "loaded_bytes": loaded, "peak_bytes": probe.peak(), "versions": versions(),
+    }  # fmt: skip
+
+
+class Grader:
+    """Stands for the pool of grading processes."""
+
+    def score(self, rows: Any, texts: list[str]) -> list[Any]:
+        from trainer.rewards.scoring import Scored
+
+        return [Scored(value, {"task": value}) for value in map(variety, texts)]
+
+
+def told(folder: Path) -> dict[str, list[Any]]:
+    """Return what the run's own metrics say of each step."""
+    lines = map(json.loads, RunFolder(folder).events.read_text("utf-8").splitlines())
+    steps: dict[int, dict[str, float]] = {}
+    for event in lines:
+        if event["type"] == "metrics":
+            steps.setdefault(event["step"], {}).update(event["values"])
+    told = [values for _, values in sorted(steps.items()) if "time/step" in values]
+    split = [{name[5:]: v for name, v in values.items() if name.startswith("time/")} for values in told]
+    totals = [0.0, *(values["tokens/total"] for values in told)]
+    return {
+        "seconds": [values["time/step"] for values in told], "sampled": [values["time/sample"] for values in told],
+        "tokens": [end - start for start, end in pairwise(totals)], "split": split,
+        "entropy": [values["entropy/mean"] for values in told],
+    }  # fmt: skip
 
 
 def built(settings: RunConfig, folder: Path) -> Any:
@@ -148,4 +211,4 @@ def versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     given = probe.job()
-    probe.answer(given, {"replay": replay}[given["mode"]](given))
+    probe.answer(given, {"replay": replay, "step": step}[given["mode"]](given))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import _probe as probe
 import torch
 from datasets import Dataset
+from reward import variety
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -136,15 +137,13 @@ def replay(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(job: dict[str, Any]) -> dict[str, Any]:
-    """Sample, grade and learn, as users do; the reward is the job's table of right answers."""
-    answers = {row["prompt"]: row["answer"] for row in job["rows"]}
-    rows = [{"prompt": [*job["system"], {"role": "user", "content": row["prompt"]}]} for row in job["rows"]]
+    """Sample, grade and learn, as users do."""
 
-    def reward(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
-        pairs = zip(prompts, completions, strict=True)
-        return [float(answers[prompt[-1]["content"]] in text[-1]["content"].split()) for prompt, text in pairs]
+    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [variety(text[-1]["content"]) for text in completions]
 
-    return train(job, Dataset.from_list(rows), reward, job["longest"], job["samples"])
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in job["prompts"]])
+    return train(job, rows, reward, job["longest"], job["samples"])
 
 
 def train(
