@@ -96,3 +96,66 @@ def merged_squares(square, square1, square2, factor, offset, AXIS: tl.constexpr)
     linear = twice * (square1 + offset * (1 + square))
     quadratic = twice * (square2 + offset * (2 * square1 + offset * (1 + square)))
     return tl.sum(zeroth, axis=AXIS), tl.sum(linear, axis=AXIS), tl.sum(quadratic, axis=AXIS)
+
+
+@triton.jit
+def joined(largest, rest, first, largest2, rest2, first2, ratio):
+    """Return (rest, first) of two pieces together; equal maxima count as two elements."""
+    top = tl.maximum(largest, largest2)
+    factor, distance = shrinkage(largest, top, ratio)
+    factor2, distance2 = shrinkage(largest2, top, ratio)
+    total = factor * rest + factor2 * rest2 + tl.where(largest2 > largest, factor, factor2)
+    first = factor * (first + distance * (1 + rest)) + factor2 * (first2 + distance2 * (1 + rest2))
+    return total, first
+
+
+@triton.jit
+def joined_squares(largest, square, square1, square2, largest_b, square_b, square1_b, square2_b):
+    """Return the sums of e^2u of two pieces together."""
+    top = tl.maximum(largest, largest_b)
+    factor, d = shrinkage(largest, top, 1.0)
+    factor_b, e = shrinkage(largest_b, top, 1.0)
+    factor, factor_b = factor * factor, factor_b * factor_b
+    zeroth = factor * square + factor_b * square_b + tl.where(largest_b > largest, factor, factor_b)
+    linear = factor * (square1 + d * (1 + square)) + factor_b * (square1_b + e * (1 + square_b))
+    quadratic = factor * (square2 + d * (2 * square1 + d * (1 + square)))
+    quadratic += factor_b * (square2_b + e * (2 * square1_b + e * (1 + square_b)))
+    return zeroth, linear, quadratic
+
+
+@triton.jit
+def sound(top, rest):
+    """Return (top, rest), NaN where every token is banned or something was not a number."""
+    rest = tl.where(top > NOTHING, rest, float("nan"))
+    return tl.where(rest == rest, top, float("nan")), rest
+
+
+@triton.jit
+def store_figures(figures, count, within, top, chosen, rest, first):
+    """Store logprob, entropy, lse, max_logit and log_sum; chosen = u of the target. Return log_sum and mean u."""
+    log_sum = log1p(rest)
+    mean = first / (1 + rest)
+    tl.store(figures, chosen - log_sum, mask=within)
+    tl.store(figures + count, log_sum - mean, mask=within)
+    tl.store(figures + 2 * count, top + log_sum, mask=within)
+    tl.store(figures + 3 * count, top, mask=within)
+    tl.store(figures + 4 * count, log_sum, mask=within)
+    return log_sum, mean
+
+
+@triton.jit
+def store_moments(figures, count, within, rest, zeroth, linear, gain):
+    """Store sum p^2, sum p^2 log p and sum p^2 (log p + H)^2."""
+    scale = 1 / ((1 + rest) * (1 + rest))
+    tl.store(figures, zeroth * scale, mask=within)
+    tl.store(figures + count, linear * scale, mask=within)
+    tl.store(figures + 2 * count, gain * scale, mask=within)
+
+
+@triton.jit
+def store_second(figures, count, within, chosen, rest, first):
+    """Store log-prob, entropy and log_sum at the second temperature; chosen = u of the target there."""
+    log_sum = log1p(rest)
+    tl.store(figures, chosen - log_sum, mask=within)
+    tl.store(figures + count, log_sum - first / (1 + rest), mask=within)
+    tl.store(figures + 2 * count, log_sum, mask=within)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from trainer.kernels import rows
 from trainer.kernels.task import Room
@@ -48,7 +49,8 @@ def _automatic(device: torch.device) -> tuple[str, str]:
         name, why = "chunked", problem
     else:
         name, why = "triton", "it imports and agrees with torch on this GPU"
-    log.info("room %s on %s: %s", name, device, why)
+    level = logging.WARNING if device.type == "cuda" and name == "chunked" else logging.INFO
+    log.log(level, "room %s on %s: %s", name, device, why)
     return name, why
 
 
@@ -56,14 +58,9 @@ def _automatic(device: torch.device) -> tuple[str, str]:
 def load_room(name: str) -> Room:
     """Return the row epilogues of a room that has passed `choose_room`."""
     if name == "triton":
-        from trainer.kernels import rows_triton
+        from trainer.kernels import rows_triton, verdict_triton
 
-        return Room(
-            name,
-            rows_triton.row_statistics,
-            rows_triton.logits_gradient_,
-            getattr(rows_triton, "forward", None),
-        )
+        return Room(name, rows_triton.row_statistics, rows_triton.logits_gradient_, verdict_triton.forward)
     return Room(name, rows.row_statistics, rows.logits_gradient_)
 
 
@@ -79,22 +76,41 @@ def triton_problem(device: torch.device) -> str | None:
 
 
 def triton_disagrees(device: torch.device) -> str | None:
-    """Return how Triton's epilogues differ from torch's on a small random example, or None where they agree."""
+    """Return how Triton's epilogues differ from torch's on small random examples, or None where they agree.
+
+    Two of them: what every step runs, and everything at once. Versions of Triton have compiled correct programs to
+    wrong ones, so the programs are asked rather than the version.
+    """
+    plain = (Wants(), Shape(), None, torch.float32)
+    full = (Wants(moments=True, second=0.8, min_p=0.01), Shape(0.5, 20.0), torch.linspace(-1, 1, 1100), torch.bfloat16)
+    for wants, shape, bias, dtype in (plain, full):
+        bias = None if bias is None else bias.to(device)
+        try:
+            ours, torchs = (
+                _example(load_room(name), device, bias, shape, wants, dtype) for name in ("triton", "chunked")
+            )
+        except Exception as error:  # a compiler of another version may fail in any way; torch is always there
+            return f"Triton failed on a small example ({type(error).__name__}: {error})"
+        for name, one, other in zip(("figures", "gradient"), ours, torchs, strict=True):
+            limit = TOLERANCE if name == "figures" or dtype == torch.float32 else torch.finfo(dtype).eps
+            worst = float(((one - other).abs() / (1 + other.abs())).nan_to_num(nan=torch.inf).max())
+            if worst > limit:
+                return f"Triton's {name} differ from torch's by {worst:.1e} on a small example"
+    return None
+
+
+def _example(
+    room: Room, device: torch.device, bias: Tensor | None, shape: Shape, wants: Wants, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return figures and gradient of fixed random logits."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(5, 1100, generator=generator) * 4 - 20).to(device)
     target, inverse = torch.arange(0, 1100, 220, device=device), torch.full((5,), 1.25, device=device)
-    wants, shape, found = Wants(), Shape(), []
-    try:
-        for name in ("chunked", "triton"):
-            room, work = load_room(name), logits.clone()
-            figures, _ = room.row_statistics(work, target, inverse, bias=None, shape=shape, wants=wants)
-            named = dict(zip(wants.figures, figures.unbind(0), strict=True))
-            scalars = row_scalars(named, {"logprob": inverse, "entropy": -inverse}, inverse, wants)
-            gradient = room.logits_gradient_(
-                work, target, inverse, scalars, first=0, bias=None, shape=shape, wants=wants, dtype=torch.float32
-            )
-            found.append(torch.cat([figures.flatten(), gradient.flatten()]))
-    except Exception as error:  # a compiler of another version may fail in any way; torch is always there
-        return f"Triton failed on a small example ({type(error).__name__}: {error})"
-    worst = float((found[0] - found[1]).abs().nan_to_num(nan=torch.inf).max())
-    return None if worst < TOLERANCE else f"Triton differs from torch by {worst:.1e} on a small example"
+    figures, _ = room.row_statistics(logits, target, inverse, bias=bias, shape=shape, wants=wants)
+    named = dict(zip(wants.figures, figures.unbind(0), strict=True))
+    upstream = {name: inverse * (-1) ** place for place, name in enumerate(wants.differentiable)}
+    scalars = row_scalars(named, upstream, inverse, wants)
+    gradient = room.logits_gradient_(
+        logits, target, inverse, scalars, first=0, bias=bias, shape=shape, wants=wants, dtype=dtype
+    )
+    return figures, gradient.float()

@@ -19,17 +19,20 @@ from trainer.kernels.online_triton import (
     NOTHING,
     grown,
     grown_squares,
-    log1p,
     merged,
     merged_squares,
     shaped,
     shrinkage,
+    sound,
+    store_figures,
+    store_moments,
+    store_second,
 )
 from trainer.kernels.wants import REMOVED, Shape, Wants, second_ratio
 
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 at import: on a CPU, slowly, for tests
 REMOVED_LOGIT = tl.constexpr(REMOVED)
 WARPS = 4
-BASE = len(Wants().figures)
 
 
 def row_statistics(
@@ -189,34 +192,21 @@ def _statistics(
     winner = place == best
     factor, distance = shrinkage(largest, top, 1.0)
     rest, first = merged(rest, mean, factor, distance, winner, 0)
-    rest = tl.where(top > NOTHING, rest, float("nan"))  # every token banned, or not a number
-    top = tl.where(rest == rest, top, float("nan"))
-    log_sum, mean = log1p(rest), first / (1 + rest)
+    top, rest = sound(top, rest)
     token = tl.load(target + row)
-    chosen = _tempered(logits, bias, token, token < vocabulary, scale, cap, cool, BIASED, CAPPED)
-    chosen -= top
+    chosen = _tempered(logits, bias, token, token < vocabulary, scale, cap, cool, BIASED, CAPPED) - top
     tl.store(argmax + row, best)
-    tl.store(figures, chosen - log_sum)
-    tl.store(figures + count, log_sum - mean)
-    tl.store(figures + 2 * count, top + log_sum)
-    tl.store(figures + 3 * count, top)
-    tl.store(figures + 4 * count, log_sum)
+    log_sum, mean = store_figures(figures, count, row < count, top, chosen, rest, first)
     figures += 5 * count
     if MOMENTS:
-        scale2 = 1 / ((1 + rest) * (1 + rest))
         zeroth, linear, _ = merged_squares(square, square1, square2, factor, distance - log_sum, 0)
         _, _, gain = merged_squares(square, square1, square2, factor, distance - mean, 0)
-        tl.store(figures, zeroth * scale2)
-        tl.store(figures + count, linear * scale2)
-        tl.store(figures + 2 * count, gain * scale2)
+        store_moments(figures, count, row < count, rest, zeroth, linear, gain)
         figures += 3 * count
     if SECOND:
-        factor, distance = shrinkage(largest, top, r)
-        rest2, first2 = merged(rest2, mean2, factor, distance, winner, 0)
-        log_sum2 = log1p(rest2)
-        tl.store(figures, r * chosen - log_sum2)
-        tl.store(figures + count, log_sum2 - first2 / (1 + rest2))
-        tl.store(figures + 2 * count, log_sum2)
+        factor2, distance2 = shrinkage(largest, tl.max(largest, axis=0), r)
+        rest2, first2 = merged(rest2, mean2, factor2, distance2, winner, 0)
+        store_second(figures, count, row < count, r * chosen, rest2, first2)
         figures += 3 * count
     if KEPT:
         inside = zeros
