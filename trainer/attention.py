@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from trainer.budgets import PIECES, SHORTEST_PIECE
 from trainer.packed import Integers, PackedRow, Segments
 
 NAME = "packed"  # the name among transformers' attention functions
@@ -24,7 +25,6 @@ Attend = Callable[[Tensor, Tensor, Tensor, "float | None"], Tensor]  # [N, heads
 # One more call of attention is worth computing this many more scores of a head (0.2 ms, some 25 GFLOP/s on a CPU).
 CALL_SCORES = {"cpu": 4096, "cuda": 1 << 20}
 BLOCK = 128  # tokens in a block of flex attention
-PIECES, SHORTEST_PIECE = 4, 128  # long segments are cut, so that the scores above the diagonal are mostly not computed
 
 
 def install(lm: Any) -> None:

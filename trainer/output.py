@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.budgets import KEPT_BYTES
 from trainer.errors import ConfigError
 from trainer.kernels import (
     TokenStats,
@@ -28,8 +29,6 @@ from trainer.kernels.extras import FIELDS, OPTIONS
 from trainer.kernels.rooms import RoomName
 
 Contract = Literal["auto", "fused", "kept", "recompute"]
-KEPT_BYTES = 1 << 30  # of logits that the contract "kept" keeps between the passes, bytes
-
 
 class OutputLayer:
     """The output layer of a causal language model; `contract` and `room` are settings of ResourcesConfig."""

@@ -9,6 +9,7 @@ of real layers and compares.
 from __future__ import annotations
 
 from trainer.config import ModelConfig
+from trainer.memory.batch import Batch
 from trainer.model_files import ModelInfo
 
 WIDE = 4  # bytes of float32, in which norms, statistics and adapters compute
@@ -19,13 +20,14 @@ def width_of(model: ModelConfig) -> int:
     return WIDE if model.dtype == "float32" else 2
 
 
-def layer_bytes(info: ModelInfo, model: ModelConfig) -> int:
-    """Return what one token leaves in one layer, bytes."""
+def layer_bytes(info: ModelInfo, model: ModelConfig, batch: Batch) -> int:
+    """Return what one token leaves in one layer, bytes; attention as packed rows have it (trainer/attention.py)."""
     width, lora = width_of(model), model.lora.enabled
     hidden, inner = info.hidden_size, info.intermediate_size
     query, pair = info.heads * info.head_size, 2 * info.kv_heads * info.head_size
     norm = _norm(info, full=not lora, narrow=width < WIDE)
-    attention = 2 * query + pair + (_normalised(query + pair // 2, width) if info.query_norm else 0)
+    attention = 3 * query + int(pair * batch.keys) + int(batch.scores)
+    attention += _normalised(query + pair // 2, width) if info.query_norm else 0
     feed_forward = (4 if info.gated else 2) * inner
     statistics = WIDE * (info.heads + (2 if info.gated else 4))
     adapters = _adapter_bytes(info, model) if lora else 0

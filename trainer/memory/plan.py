@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 from trainer import budgets
 from trainer.config import RunConfig
 from trainer.memory.activations import WIDE, adapted, layer_bytes, passing_bytes, width_of
+from trainer.memory.batch import Batch, processes
 from trainer.model_files import ModelInfo
 
 LABELS = {
@@ -102,7 +102,7 @@ def plan(config: RunConfig, info: ModelInfo, *, gpu_bytes: int | None = None) ->
     """Return the phases of a run, or None where `unknown` says why not; `gpu_bytes` is one GPU's memory."""
     if unknown(info):
         return None
-    planner = _Planner(config, info, _Batch.of(config), gpu_bytes or GPU_BYTES)
+    planner = _Planner(config, info, Batch.of(config), gpu_bytes or GPU_BYTES)
     found = {
         "load": planner.load(),
         "generate": planner.generate(),
@@ -113,50 +113,18 @@ def plan(config: RunConfig, info: ModelInfo, *, gpu_bytes: int | None = None) ->
     phases = [
         Phase(name=name, parts={part: size for part, size in parts.items() if size}) for name, parts in found.items()
     ]
-    return MemoryPlan(device="cuda" if config.resources.gpus else "cpu", processes=_processes(config), phases=phases)
-
-
-def _processes(config: RunConfig) -> int:
-    return config.resources.gpus or config.resources.processes
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What one process works on, at most."""
-
-    rows: int  # completions sampled at once, were there memory
-    longest: int  # tokens of a prompt and its completion
-    tokens: int  # of a micro-batch
-    states: int  # of these, tokens of completions
-
-    @classmethod
-    def of(cls, config: RunConfig) -> _Batch:
-        sampling, optimiser, evaluation = config.sampling, config.optimiser, config.evaluation
-        prompts = -(-sampling.prompts_per_step // _processes(config))
-        rows = prompts * sampling.samples_per_prompt
-        measured = (
-            -(-evaluation.prompts // _processes(config)) * evaluation.samples_per_prompt
-            if evaluation.every_steps
-            else 0
-        )
-        longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
-        wanted = optimiser.tokens_per_microbatch
-        budget = wanted if config.resources.gpus else min(wanted, budgets.CPU_MICROBATCH_TOKENS)
-        learned = -(-rows // optimiser.minibatches_per_step)
-        tokens = min(max(budget, longest), learned * longest)
-        states = min(tokens, learned * sampling.max_completion_tokens)
-        return cls(max(rows, measured), longest, tokens, states)
+    return MemoryPlan(device="cuda" if config.resources.gpus else "cpu", processes=processes(config), phases=phases)
 
 
 class _Planner:
     """Adds up the parts of each phase."""
 
-    def __init__(self, config: RunConfig, info: ModelInfo, batch: _Batch, gpu_bytes: int) -> None:
+    def __init__(self, config: RunConfig, info: ModelInfo, batch: Batch, gpu_bytes: int) -> None:
         self.config, self.info, self.batch, self.gpu_bytes = config, info, batch, gpu_bytes
         self.model, self.width = config.model, width_of(config.model)
         self.cuda = bool(config.resources.gpus)
         self.trained = trained(config, info)
-        self.shards = _processes(config) if config.resources.sharding != "none" else 1
+        self.shards = processes(config) if config.resources.sharding != "none" else 1
 
     def load(self) -> dict[str, int]:
         """A file in another number format lies in memory beside what is made of it."""
@@ -166,9 +134,10 @@ class _Planner:
     def generate(self) -> dict[str, int]:
         """Keys and values of the rows in flight, and a few [rows, V] arrays to draw from."""
         token = 2 * self.info.layers * self.info.kv_heads * self.info.head_size * self.width
-        rows = min(self.batch.rows, max(1, self._cache_room() // (token * self.batch.longest)))
-        drawn = rows * self.info.vocabulary * WIDE * DRAWN
-        return {**self._resting(), "cache": rows * self.batch.longest * token, "head": drawn}
+        rows = min(self.batch.waiting, budgets.DECODE_ROWS, self._cache_room() // (token * self.batch.longest))
+        rows = max(1, rows)
+        drawn = min(rows * self.info.vocabulary * WIDE, max(budgets.DRAWN_BYTES, self.info.vocabulary * WIDE))
+        return {**self._resting(), "cache": rows * self.batch.longest * token, "head": DRAWN * drawn}
 
     def score(self) -> dict[str, int]:
         """One forward pass: what passes through a layer, the last hidden states and a chunk of logits."""
@@ -177,7 +146,7 @@ class _Planner:
 
     def update(self) -> dict[str, int]:
         """All that layers leave for the backward pass, or their inputs and one layer where they are recomputed."""
-        layers, left = self.info.layers, layer_bytes(self.info, self.model)
+        layers, left = self.info.layers, layer_bytes(self.info, self.model, self.batch)
         kept = left * layers
         if self.model.gradient_checkpointing:
             kept = left + self.info.hidden_size * self.width * layers

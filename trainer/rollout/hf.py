@@ -2,7 +2,7 @@
 
 A fixed number of rows decodes; a finished row leaves at once and the next request takes its place, so a few long
 completions never leave the batch idle. Equal prompts are run once. Rows are as many as the key-value budget holds and
-at most ROWS, above which a step's matrix products are bound by arithmetic and more rows only cost memory.
+at most DECODE_ROWS, above which a step's matrix products are bound by arithmetic and more rows only cost memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.budgets import CPU_CACHE_BYTES, DECODE_ROWS, DRAWN_BYTES, GPU_CACHE_SHARE
 from trainer.errors import ResourceError
 from trainer.policy import Policy, Trajectory, out_of_memory
 from trainer.rollout.base import Caps, Generation, GenRequest
@@ -25,11 +26,6 @@ from trainer.rollout.sampling import Samplers, uniforms
 from trainer.rollout.slots import Slots, reach
 
 logger = logging.getLogger(__name__)
-
-ROWS = 256
-CPU_CACHE_BYTES = 2 << 30
-GPU_CACHE_SHARE = 0.4  # of free memory
-LOGIT_BYTES = 64 << 20  # of the float32 logits that exist at once
 
 
 class Rows(Protocol):
@@ -54,7 +50,7 @@ class HfEngine:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.rows = ROWS  # halved when memory runs out
+        self.rows = DECODE_ROWS  # halved when memory runs out
         self._kinds: list[type[Rows]] = []
 
     def sync_weights(self) -> None:
@@ -169,7 +165,7 @@ def _decode(
 
 def _draw(policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor, *, moments: bool) -> tuple[Tensor, ...]:
     """Return token and statistics of each row, [R, H] to [R] each; the logits of few rows exist at once."""
-    size = max(1, LOGIT_BYTES // (4 * policy.vocabulary))
+    size = max(1, DRAWN_BYTES // (4 * policy.vocabulary))
     if len(states) <= size:
         return samplers.sample(policy.logits(states), numbers, moments=moments)
     parts = [slice(start, start + size) for start in range(0, len(states), size)]
