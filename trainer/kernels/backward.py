@@ -69,7 +69,7 @@ def by_rows(given: Operands, live: Tensor, scalars: Tensor, kept: Kept | None, t
     vocabulary, buffer = len(given.weight), Buffer(given.inverse)
     out = Gradients.of(given, given.wide)
     whole = len(live) == len(given.hidden)
-    size, first = task.rows(vocabulary, given.wide), kept_among(live, kept)
+    size, first = task.rows(len(live), vocabulary, given.wide), kept_among(live, kept)
     for part in (*parts(first, size), *parts(len(live), size, start=first)):
         rows = part if whole else live[part]
         if kept is None or part.start >= first:

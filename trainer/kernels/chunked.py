@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels.backward import Operands, by_rows, by_slices
-from trainer.kernels.chunks import Buffer, parts
+from trainer.kernels.chunks import INVARIANT_ROWS, Buffer, parts
 from trainer.kernels.kept import Kept
 from trainer.kernels.products import logits_
 from trainer.kernels.stats import TokenStats
@@ -74,7 +74,11 @@ def sweep(
 ) -> tuple[Tensor, Tensor]:
     """Return figures [F, N] and argmax [N]; fills `kept`."""
     figures, argmax = inverse.new_empty(len(task.wants.figures), len(hidden)), target.new_empty(len(hidden))
-    size, stored, buffer = task.rows(len(weight), inverse.dtype), 0 if kept is None else len(kept), Buffer(inverse)
+    size, stored, buffer = (
+        task.rows(len(hidden), len(weight), inverse.dtype),
+        0 if kept is None else len(kept),
+        Buffer(inverse),
+    )
     for rows in (*parts(stored, size), *parts(len(hidden), size, start=stored)):
         keep = kept if rows.start < stored else None
         if keep is not None and keep.centre is None:
@@ -91,7 +95,7 @@ def padded_logits(buffer: Buffer, states: Tensor, weight: Tensor, task: Task) ->
     """Return hidden @ weight.T of some rows; an invariant task computes as many rows as ever and drops the rest."""
     count, padding = len(states), 0
     if task.invariant:
-        padding = task.rows(len(weight), buffer.memory.dtype) - count
+        padding = INVARIANT_ROWS - count
         states = torch.nn.functional.pad(states, (0, 0, 0, padding))
     return logits_(buffer.of(count + padding, len(weight)), states, weight)[:count]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.budgets import CHUNK_BYTES, CHUNK_SHARE
 
+TILE = 16  # rows that matrix products like to come in
 INVARIANT_ROWS = 128  # rows of every product where a row's result must not depend on its neighbours
 
 
@@ -37,6 +38,15 @@ def parts(count: int, size: int, *, start: int = 0) -> Iterator[slice]:
 def fitting(budget: int, bytes_each: int) -> int:
     """Return how many of something fit a budget of bytes; at least one."""
     return max(1, budget // max(1, bytes_each))
+
+
+def even(count: int, largest: int) -> int:
+    """Return a chunk size, at most `largest`, that leaves no small remainder: each chunk rereads the whole weight."""
+    if largest >= TILE:
+        largest -= largest % TILE
+    chunks = -(-count // largest)
+    size = -(-count // max(1, chunks))
+    return max(1, min(largest, size + -size % TILE))
 
 
 class Buffer:

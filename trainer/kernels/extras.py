@@ -12,7 +12,7 @@ from trainer.kernels.chunks import chunk_bytes_of, fitting, parts
 from trainer.kernels.definitions import EXTRAS
 from trainer.kernels.door import linear_logprob_entropy, linear_token_loss
 from trainer.kernels.products import logits_
-from trainer.kernels.rows import shaped
+from trainer.kernels.rows import tempered
 from trainer.kernels.stats import TokenStats
 from trainer.kernels.task import wide_of
 from trainer.kernels.wants import Shape
@@ -171,4 +171,4 @@ def _chunks(hidden: Tensor, weight: Tensor, chunk_bytes: int | None):
 def _logits(side: Side, rows: slice, shape: Shape) -> Tensor:
     hidden, weight, bias = side
     logits = hidden.new_empty(rows.stop - rows.start, len(weight), dtype=wide_of(hidden))
-    return shaped(logits_(logits, hidden[rows], weight), bias, shape)
+    return tempered(logits_(logits, hidden[rows], weight), bias, logits.new_ones(1), shape)

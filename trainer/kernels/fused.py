@@ -66,7 +66,7 @@ class LinearTokenLoss(torch.autograd.Function):
         given = Operands(hidden.detach(), weight.detach(), bias, target, inverse, ctx.needs_input_grad[:3])
         out, buffer, total = Gradients.of(given, given.wide), Buffer(inverse), inverse.new_zeros(())
         figures, argmax = inverse.new_empty(len(task.wants.figures), len(hidden)), target.new_empty(len(hidden))
-        for rows in parts(len(hidden), task.rows(len(weight), given.wide)):
+        for rows in parts(len(hidden), task.rows(len(hidden), len(weight), given.wide)):
             logits = logits_(buffer.of(rows.stop - rows.start, len(weight)), given.hidden[rows], given.weight)
             figures[:, rows], argmax[rows] = task.statistics(logits, target[rows], inverse[rows], bias)
             here = dict(zip(task.wants.figures, figures[:, rows].unbind(0), strict=True))

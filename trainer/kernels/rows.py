@@ -27,6 +27,7 @@ from trainer.kernels.wants import LOWEST, REMOVED, Shape, Wants, second_ratio
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**27}  # of one [rows, V] scratch array
 SCRATCH = 3  # such arrays alive at once
+GROUP = 64  # columns compared at once to find the largest
 TOP = 256  # tokens looked at before a row is sorted for its nucleus
 
 
@@ -37,8 +38,8 @@ def row_statistics(
     figures = inverse.new_empty(len(wants.figures), len(logits))
     argmax = target.new_empty(len(logits))
     for rows in blocks(logits):
-        s = shaped(logits[rows], bias, shape).mul_(inverse[rows, None])
-        found, argmax[rows] = _block_statistics(s, target[rows, None], inverse[rows], wants)
+        s = tempered(logits[rows], bias, inverse[rows, None], shape)
+        found, argmax[rows] = _block_statistics(s, target[rows, None], inverse[rows], wants, banned=bias is not None)
         figures[:, rows] = torch.stack([found[name] for name in wants.figures])
     return figures, argmax
 
@@ -58,16 +59,15 @@ def logits_gradient_(
     """Overwrite `logits` with d loss / d (hidden @ weight.T) and return it; see the head of this file."""
     gradient = logits if dtype == logits.dtype else logits.view(dtype)[:, : logits.shape[1]]
     for rows in blocks(logits):
-        z = shaped(logits[rows], bias, shape)
+        x, out, factor = logits[rows], gradient[rows], inverse[rows, None] * shape.scale
         coefficients = dict(zip(wants.scalars, scalars[:, rows, None], strict=True))
-        d = _block_gradient(z * inverse[rows, None], inverse[rows, None], coefficients, wants)
         inside = (target[rows] >= first) & (target[rows] < first + logits.shape[1])
         place = (target[rows] - first).clamp(0, logits.shape[1] - 1)[:, None]
+        s = tempered(x, bias, inverse[rows, None], shape)
+        slope = None if shape.softcap is None else s.div(inverse[rows, None] * shape.softcap).square_().neg_().add_(1)
+        d = _block_gradient(s, inverse[rows, None], coefficients, wants, banned=bias is not None)
         d.scatter_add_(1, place, coefficients["hot"] * inside[:, None])
-        d.mul_(inverse[rows, None] * shape.scale)
-        if shape.softcap is not None:
-            d.mul_(z.div_(shape.softcap).square_().neg_().add_(1))
-        gradient[rows] = d
+        torch.mul(d if slope is None else d.mul_(slope), factor, out=out)
     return gradient
 
 
@@ -78,22 +78,42 @@ def blocks(logits: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, len(logits)))
 
 
-def shaped(x: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-    """Return cap(scale (x + bias)) in memory of its own."""
+def tempered(x: Tensor, bias: Tensor | None, inverse: Tensor, shape: Shape) -> Tensor:
+    """Return cap(scale (x + bias)) inverse in memory of its own."""
+    if bias is None and shape.softcap is None:
+        return x * (inverse * shape.scale)
     z = x.clone() if bias is None else x + bias
-    if shape.scale != 1:
-        z.mul_(shape.scale)
-    if shape.softcap is not None:
-        z.div_(shape.softcap).tanh_().mul_(shape.softcap)
-    return z
+    if shape.softcap is None:
+        return z.mul_(inverse * shape.scale)
+    return z.mul_(shape.scale / shape.softcap).tanh_().mul_(inverse * shape.softcap)
 
 
-def _block_statistics(s: Tensor, target: Tensor, inverse: Tensor, wants: Wants) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the figures of a block by name, [r] each, and argmax; eats `s`. `target` is [r, 1]."""
-    largest, argmax = s.max(dim=-1)
+def largest_of(s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest number of each row and where it stands.
+
+    A CPU looks for the place several times slower than for the number: it looks for a group of columns first.
+    """
+    width = s.shape[1] // GROUP
+    if s.is_cuda or not width:
+        return s.max(dim=-1)
+    whole = width * GROUP
+    groups = s[:, :whole].view(len(s), GROUP, width)  # a column of `width`: one group
+    best, column = torch.cat([groups.amax(1), s[:, whole:]], 1).max(dim=-1)
+    layer = groups.gather(2, column.clamp(max=width - 1)[:, None, None].expand(-1, GROUP, 1)).squeeze(2).argmax(1)
+    return best, torch.where(column < width, layer * width + column, column - width + whole)
+
+
+def _block_statistics(
+    s: Tensor, target: Tensor, inverse: Tensor, wants: Wants, *, banned: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the figures of a block by name, [r] each, and argmax; eats `s`. `target` is [r, 1].
+
+    `banned`: there may be tokens of -inf, which have to be told from 0 * inf.
+    """
+    largest, argmax = largest_of(s)
     u = s.sub_(largest[:, None])
     u_target = u.gather(1, target).squeeze(1)
-    log_sum, mean, weights = _log_sum(u, argmax)
+    log_sum, mean, weights = _log_sum(u, argmax, banned=banned)
     entropy = log_sum - mean
     found = {
         "logprob": u_target - log_sum,
@@ -117,19 +137,20 @@ def _block_statistics(s: Tensor, target: Tensor, inverse: Tensor, wants: Wants) 
         found |= _moments(u, weights, log_sum, entropy)
     if wants.second is not None:
         ratio = second_ratio(inverse, wants)
-        log_sum2, mean2, _ = _log_sum(u.mul_(ratio[:, None]), argmax)
+        log_sum2, mean2, _ = _log_sum(u.mul_(ratio[:, None]), argmax, banned=banned)
         found |= {"logprob2": u_target * ratio - log_sum2, "entropy2": log_sum2 - mean2, "log_sum2": log_sum2}
     return found, argmax
 
 
-def _log_sum(u: Tensor, argmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _log_sum(u: Tensor, argmax: Tensor, *, banned: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return log sum e^u, sum u e^u / sum e^u and e^u of rows whose maximum is 0; raises u to LOWEST.
 
     The largest term is 1 and is left out of the sum for log1p: where a token has nearly all the mass, log sum e^u is
     the mass of the others, which 1 + would round away.
     """
     weights = u.exp()
-    u.clamp_(min=LOWEST)
+    if banned:
+        u.clamp_(min=LOWEST)
     mean = torch.linalg.vecdot(u, weights)
     rest = weights.scatter_(1, argmax[:, None], 0).sum(-1)
     weights.scatter_(1, argmax[:, None], 1)
@@ -179,14 +200,16 @@ def _cut(u: Tensor, log_sum: Tensor, count: int, wants: Wants) -> tuple[Tensor, 
     return torch.where(size > 0, middle, torch.inf).squeeze(1), (reach == count).squeeze(1)
 
 
-def _block_gradient(s: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: Wants) -> Tensor:
+def _block_gradient(s: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: Wants, *, banned: bool) -> Tensor:
     """Return d loss / d s of a block without its `hot` part; eats `s`. `row` holds the scalars, [r, 1] each."""
     u = s.sub_(row["max_logit"])
-    p = (u - row["log_sum"]).exp_()
-    second = _second_gradient(u, inverse, row, wants)
-    inside = u >= row["nucleus_cut"] if wants.top_p is not None else None
-    kept = u >= wants.kept_cut if wants.min_p is not None else None
-    logp = u.sub_(row["log_sum"]).clamp_(min=LOWEST)
+    second = None if wants.second is None else _second_gradient(u, inverse, row, wants)
+    inside = None if wants.top_p is None else u >= row["nucleus_cut"]
+    kept = None if wants.min_p is None else u >= wants.kept_cut
+    logp = u.sub_(row["log_sum"])
+    p = logp.exp()
+    if banned:
+        logp.clamp_(min=LOWEST)
     slope = torch.addcmul(row["a0"], row["a1"], logp)
     if kept is not None:
         slope.add_(kept * row["kept0"])
@@ -196,9 +219,7 @@ def _block_gradient(s: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: W
     return d if second is None else d.add_(second)
 
 
-def _second_gradient(u: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: Wants) -> Tensor | None:
-    if wants.second is None:
-        return None
-    l2 = (u * second_ratio(inverse, wants)).sub_(row["log_sum2"])
-    p2 = l2.exp()
-    return torch.addcmul(row["b0"], row["b1"], l2.clamp_(min=LOWEST)).mul_(p2)
+def _second_gradient(u: Tensor, inverse: Tensor, row: dict[str, Tensor], wants: Wants) -> Tensor:
+    logp = (u * second_ratio(inverse, wants)).sub_(row["log_sum2"])
+    p = logp.exp()
+    return torch.addcmul(row["b0"], row["b1"], logp.clamp_(min=LOWEST)).mul_(p)

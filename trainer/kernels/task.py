@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainer.kernels.chunks import INVARIANT_ROWS, fitting
+from trainer.kernels.chunks import INVARIANT_ROWS, even, fitting
 from trainer.kernels.stats import TokenStats
 from trainer.kernels.wants import Shape, Wants
 
@@ -46,9 +46,9 @@ class Task:
             return self
         return replace(self, slices=True, kept_dtype=torch.bfloat16 if wide_of(hidden) == torch.float32 else None)
 
-    def rows(self, vocabulary: int, wide: torch.dtype) -> int:
+    def rows(self, count: int, vocabulary: int, wide: torch.dtype) -> int:
         """Return how many rows of logits exist at once."""
-        return INVARIANT_ROWS if self.invariant else fitting(self.chunk_bytes, vocabulary * wide.itemsize)
+        return INVARIANT_ROWS if self.invariant else even(count, fitting(self.chunk_bytes, vocabulary * wide.itemsize))
 
     def statistics(self, logits: Tensor, target: Tensor, inverse: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the figures and argmax of some rows of hidden @ weight.T."""
