@@ -92,7 +92,7 @@ def pack_rows(sequences: Sequence[Trajectory], chosen: Sequence[int], budget: in
     ordered = sorted(groups.values(), key=lambda group: -max(len(sequences[i]) for i in group))
     rows = _filled(sequences, ordered, budget)
     low, high = budget // 2, budget
-    while len(rows) > 1 and high - low > budget // 64:  # the smallest room that needs no more rows
+    while len(rows) > 1 and high - low > max(1, budget // 64):  # the smallest room that needs no more rows
         middle = (low + high) // 2
         tighter = _filled(sequences, ordered, middle)
         if len(tighter) > len(rows):
