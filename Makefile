@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # e.g. make demo UP="--port 8080"
 UP ?=
 
-.PHONY: demo up install test check format docs chromium bench bench-objectives bench-thermostat gpu-check help
+.PHONY: demo up install test check format docs chromium bench bench-objectives bench-thermostat bench-trl gpu-check help
 
 help:
 	@echo "make demo       install, start everything, launch the demo run, print its page"
@@ -17,9 +17,10 @@ help:
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     put the code in order"
 	@echo "make docs       docs/catalogue.md anew, from the declarations of objectives"
-	@echo "make bench      latency and page benchmarks"
+	@echo "make bench      latency, page and kernel benchmarks"
 	@echo "make bench-objectives  the league of objectives (an hour)"
 	@echo "make bench-thermostat  the thermostat beside four other methods (two hours)"
+	@echo "make bench-trl  our update beside TRL's, in an environment of its own (half an hour)"
 	@echo "make gpu-check  GPU tests and a short GPU run; skips politely without a GPU"
 
 demo: install
@@ -66,7 +67,7 @@ chromium:
 	else echo "No Chromium found: install it (apt install chromium), the end-to-end tests need it."; fi
 
 # The quick ones; bench/smollm2_run.py and bench/entropy_table.py take minutes and are run by hand.
-BENCHES := live_latency heatmap run_list
+BENCHES := live_latency heatmap run_list kernels
 
 bench: install
 	@for name in $(BENCHES); do echo "== bench/$$name.py"; $(BIN)/python bench/$$name.py || exit 1; done
@@ -78,6 +79,11 @@ bench-objectives: install
 # Nine methods on seven courses; it goes on where it was interrupted.
 bench-thermostat: install
 	$(BIN)/python bench/thermostat.py
+
+# TRL gets an environment of its own, made on the first call.
+TRL := --make-venv .venv-trl --models .isentrope/bench-models
+bench-trl: install
+	$(BIN)/python bench/vs_trl $(TRL) --fills 0.37 1.0 --end-to-end sums
 
 gpu-check: install
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

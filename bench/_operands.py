@@ -92,9 +92,11 @@ def _drawn(shape: Shape, dice: torch.Generator) -> tuple[Tensor, Tensor, Tensor]
 def _trained(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """Return what SmolLM2's head gets and has while it reads our documentation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     from trainer.models import resolve
 
+    disable_progress_bar()
     path = resolve(SMOLLM2).path
     text = "\n".join(file.read_text("utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
     ids = AutoTokenizer.from_pretrained(path)(text)["input_ids"]

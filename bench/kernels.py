@@ -206,7 +206,7 @@ def child(name: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--grid", choices=list(GRIDS), default="gpu" if on_gpu else "cpu")
+    parser.add_argument("--grid", choices=list(GRIDS), default="gpu" if on_gpu else "quick")
     parser.add_argument("--repeats", type=int, default=3, help="Calls of each, taking turns.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")

@@ -64,7 +64,9 @@ def model_folder(model: str, folder: Path) -> Path:
         return path
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     if model.startswith("random:"):
         _random(int(model.partition(":")[2]), path)
         return path
