@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,8 @@ from _operands import GRIDS, LIVE, Shape, read, truth, write  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 HEAD = ("", "forward, ms", "all, ms", "TFLOP/s", "peak MB", "logprob, median", "entropy, largest", "dX", "dW")
+Clock = Callable[[], float]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = 64  # rows of the call that warms libraries up before memory is measured
 
 
@@ -40,28 +43,28 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def call(contender: Contender, tensors: list[Tensor]) -> tuple[float, float]:
+def call(contender: Contender, tensors: list[Tensor], clock: Clock = time.perf_counter) -> tuple[float, float]:
     """Return seconds of forward, and of forward and backward together; leaves gradients in the operands."""
     tensors[0].grad = tensors[1].grad = None
     wait()
-    began = time.perf_counter()
+    began = clock()
     loss = contender.run(*tensors)[0]
     wait()
-    between = time.perf_counter()
+    between = clock()
     loss.backward()
     wait()
-    return between - began, time.perf_counter() - began
+    return between - began, clock() - began
 
 
-def one_product(tensors: list[Tensor]) -> float:
+def one_product(tensors: list[Tensor], clock: Clock) -> float:
     """Return seconds of the plain hidden @ weight.T, in pieces that stay small."""
     hidden, weight = tensors[0].detach(), tensors[1].detach()
     wait()
-    began = time.perf_counter()
+    began = clock()
     for rows in hidden.split(512 if not hidden.is_cuda else 8192):
         rows @ weight.T
     wait()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def errors(contender: Contender, tensors: list[Tensor], true: dict[str, Tensor]) -> dict[str, float]:
@@ -128,10 +131,10 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
             del true
         products = []
         for _ in range(options.repeats):
-            products.append(one_product(tensors[1.0]))
+            products.append(one_product(tensors[1.0], CLOCKS[options.clock]))
             for name, one in entrants.items():
                 if "refused" not in rows[name]:
-                    times[name].append(call(one, tensors[one.live]))
+                    times[name].append(call(one, tensors[one.live], CLOCKS[options.clock]))
         for name, one in entrants.items():
             if "refused" in rows[name]:
                 continue
@@ -192,8 +195,8 @@ def machine(options: argparse.Namespace) -> str:
     )
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit.strip()}, {device}, {options.threads} threads, "
-        f"load {os.getloadavg()[0]:.1f}, {options.dtype}, {options.repeats} calls each, Python "
-        f"{platform.python_version()}, {', '.join(installed)}"
+        f"load {os.getloadavg()[0]:.1f}, {options.dtype}, {options.repeats} calls each by the {options.clock} clock, "
+        f"Python {platform.python_version()}, {', '.join(installed)}"
     )
 
 
@@ -209,6 +212,7 @@ def main() -> None:
     parser.add_argument("--grid", choices=list(GRIDS), default="gpu" if on_gpu else "quick")
     parser.add_argument("--repeats", type=int, default=3, help="Calls of each, taking turns.")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu where other work shares the cores.")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--only", default="", help="Only contenders whose name contains this.")
     parser.add_argument("--json", type=Path, help="Also write all figures here.")
