@@ -74,30 +74,26 @@ def sweep(
 ) -> tuple[Tensor, Tensor]:
     """Return figures [F, N] and argmax [N]; fills `kept`."""
     figures, argmax = inverse.new_empty(len(task.wants.figures), len(hidden)), target.new_empty(len(hidden))
-    size, stored, buffer = (
-        task.rows(len(hidden), len(weight), inverse.dtype),
-        0 if kept is None else len(kept),
-        Buffer(inverse),
-    )
+    size, stored = task.rows(len(hidden), len(weight), inverse.dtype), 0 if kept is None else len(kept)
+    buffer = Buffer(inverse)
     for rows in (*parts(stored, size), *parts(len(hidden), size, start=stored)):
+        states, tokens, cool = hidden[rows], target[rows], inverse[rows]
+        count = len(states)
+        if task.invariant:
+            states, tokens, cool = (padded(part, INVARIANT_ROWS) for part in (states, tokens, cool))
         keep = kept if rows.start < stored else None
-        if keep is not None and keep.centre is None:
-            logits = logits_(keep.logits[rows], hidden[rows], weight)
-        else:
-            logits = padded_logits(buffer, hidden[rows], weight, task)
-        figures[:, rows], argmax[rows] = task.statistics(logits, target[rows], inverse[rows], bias)
+        logits = keep.memory(rows) if keep is not None else None
+        logits = logits_(buffer.of(len(states), len(weight)) if logits is None else logits, states, weight)
+        found, best = task.statistics(logits, tokens, cool, bias)
+        figures[:, rows], argmax[rows] = found[:, :count], best[:count]
         if keep is not None:
             keep.store(rows, logits, argmax[rows])
     return figures, argmax
 
 
-def padded_logits(buffer: Buffer, states: Tensor, weight: Tensor, task: Task) -> Tensor:
-    """Return hidden @ weight.T of some rows; an invariant task computes as many rows as ever and drops the rest."""
-    count, padding = len(states), 0
-    if task.invariant:
-        padding = INVARIANT_ROWS - count
-        states = torch.nn.functional.pad(states, (0, 0, 0, padding))
-    return logits_(buffer.of(count + padding, len(weight)), states, weight)[:count]
+def padded(rows: Tensor, count: int) -> Tensor:
+    """Return `rows` with zeros after them, `count` in all."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
 class LinearLogprobEntropy(torch.autograd.Function):

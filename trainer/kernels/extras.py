@@ -12,6 +12,7 @@ from trainer.kernels.chunks import chunk_bytes_of, fitting, parts
 from trainer.kernels.definitions import EXTRAS
 from trainer.kernels.door import linear_logprob_entropy, linear_token_loss
 from trainer.kernels.products import logits_
+from trainer.kernels.rooms import RoomName
 from trainer.kernels.rows import tempered
 from trainer.kernels.stats import TokenStats
 from trainer.kernels.task import wide_of
@@ -54,8 +55,9 @@ def linear_extras(
     bias: Tensor | None = None,  # [V]
     logit_scale: float = 1.0,
     softcap: float | None = None,
-    chunk_bytes: int | None = None,
+    room: RoomName = "auto",
     keep_bytes: int = 0,
+    chunk_bytes: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the named statistics, [N] each, float32 at least: those of TokenStats and EXTRAS, from one sweep.
 
@@ -72,7 +74,7 @@ def linear_extras(
             hidden, weight, target, **head, **wanted,
             moments=not set(MOMENTS).isdisjoint(names),
             nucleus_crossing=bool(options.get("nucleus_crossing")),
-            chunk_bytes=chunk_bytes, keep_bytes=keep_bytes,
+            room=room, keep_bytes=keep_bytes, chunk_bytes=chunk_bytes,
         )  # fmt: skip
         found = {name: FIELDS[name](stats, temperature) for name in names if name in FIELDS}
     if "mean_logit" in names and softcap is None:

@@ -23,9 +23,12 @@ class Kept:
 
     @classmethod
     def allocate(cls, count: int, vocabulary: int, like: Tensor, task: Task) -> Kept | None:
-        """Return memory for as many rows as fit the task's budget, or None where that is no row."""
+        """Return memory for as many rows as fit the task's budget, or None where that is no row.
+
+        An invariant task computes rows that are not there, so it keeps none.
+        """
         dtype = task.kept_dtype or like.dtype
-        rows = min(count, task.keep_bytes // (vocabulary * dtype.itemsize))
+        rows = 0 if task.invariant else min(count, task.keep_bytes // (vocabulary * dtype.itemsize))
         if not rows:
             return None
         logits = like.new_empty(rows, vocabulary, dtype=dtype)

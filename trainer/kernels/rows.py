@@ -26,7 +26,6 @@ from torch import Tensor
 from trainer.kernels.wants import LOWEST, REMOVED, Shape, Wants, second_ratio
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**27}  # of one [rows, V] scratch array
-SCRATCH = 3  # such arrays alive at once
 GROUP = 64  # columns compared at once to find the largest
 TOP = 256  # tokens looked at before a row is sorted for its nucleus
 
@@ -72,8 +71,9 @@ def logits_gradient_(
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of rows whose scratch arrays stay in the cache; at least one row each."""
-    size = max(1, BLOCK_BYTES.get(logits.device.type, 2**27) // max(1, logits.shape[1] * logits.itemsize))
+    """Yield slices of rows whose scratch arrays stay in the cache: a power of two of them, at least one."""
+    fitting = max(1, BLOCK_BYTES.get(logits.device.type, 2**27) // max(1, logits.shape[1] * logits.itemsize))
+    size = 1 << (fitting.bit_length() - 1)
     for start in range(0, len(logits), size):
         yield slice(start, min(start + size, len(logits)))
 
