@@ -121,7 +121,8 @@ def tiles_plan(row: PackedRow, device: torch.device) -> Attend:
         of_key = np.where(place < prefix, row.segments.prefix_start[segment] + place, own)  # [R, K]
         last = (keys - count)[members, None, None] + queries[:, None]  # a query sees its own key and those before
         tiles.append(_on(device, from_row, of_key, (columns <= last)[:, None]))
-    return partial(_tiled, tiles, *_on(device, back))
+    (back_on_device,) = _on(device, back)
+    return partial(_tiled, tiles, back_on_device)
 
 
 def _pieces(segments: Segments) -> tuple[Integers, Integers, Integers, Integers]:
@@ -180,7 +181,8 @@ def varlen_plan(row: PackedRow, device: torch.device) -> Attend:
     bounds = (np.append(0, segments.count.cumsum()), np.append(0, ends))
     to_queries, to_keys = _on(device, *(bound.astype(np.int32) for bound in bounds))
     longest = int(segments.count.max()), int(segments.keys.max())
-    return partial(_ragged, *_on(device, of_key), to_queries, to_keys, longest)
+    (keys,) = _on(device, of_key)
+    return partial(_ragged, keys, to_queries, to_keys, longest)
 
 
 def _ragged(
@@ -221,8 +223,14 @@ def flex_plan(row: PackedRow, device: torch.device) -> Attend:
         return (query >= key) & ((own[query] == own[key]) | (root[query] == own[key]))
 
     touched, full = _blocks(segments, size)
-    lists = [part[None, None] for blocks in (touched & ~full, full) for part in _listed(blocks, device)]
-    blocks = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size))
+    mixed, whole = (_listed(blocks, device) for blocks in (touched & ~full, full))
+    blocks = BlockMask.from_kv_blocks(
+        *mixed,
+        *whole,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(size, size),  # type: ignore[misc]
+    )
     return partial(_flexible, blocks)
 
 
@@ -241,10 +249,11 @@ def _blocks(segments: Segments, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril(touched), np.tril(full, -1)
 
 
-def _listed(blocks: np.ndarray, device: torch.device) -> list[Tensor]:
-    """Return how many blocks are set in each row, [B], and their columns before the others, [B, B]; int32."""
-    columns = np.argsort(~blocks, axis=1, kind="stable")
-    return _on(device, blocks.sum(1).astype(np.int32), columns.astype(np.int32))
+def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return how many blocks are set in each row, [1, 1, B], and their columns first, [1, 1, B, B]; int32."""
+    first = np.argsort(~blocks, axis=1, kind="stable")
+    number, columns = _on(device, *(part.astype(np.int32)[None, None] for part in (blocks.sum(1), first)))
+    return number, columns
 
 
 def _flexible(blocks: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -259,7 +268,8 @@ def _flexible(blocks: Any, query: Tensor, key: Tensor, value: Tensor, scale: flo
 def _flex(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    attend: Callable[..., Any] = flex_attention
+    return torch.compile(attend, dynamic=True) if compiled else attend
 
 
 PLANS: dict[str, Callable[[PackedRow, torch.device], Attend]] = {

@@ -47,7 +47,7 @@ def choose(lm: Any, device: torch.device, *, dtype: str, recomputes: bool = Fals
             "rectangles", f"every row carries its prompt: {unusual}", partial(pack, shared=False), whole_states
         )
     trial = _Trial(lm, device, TOLERANCE[dtype], gradients=gradients)
-    reasons = []
+    reasons: list[str] = []
     for kind in _candidates(dtype, device):
         states = partial(packed_states, plan=PLANS[kind])
         if (reason := trial.exchanged(states)) is None:

@@ -88,13 +88,15 @@ def pack_rows(sequences: Sequence[Trajectory], chosen: Sequence[int], budget: in
     A prompt counts once a row, every token of a completion counts; a single completion always fits. Completions of one
     prompt stay together where they fit; the longest come first, so that memory runs out at once or not at all.
     """
-    groups = by_prompt(sequences, chosen)
-    ordered = sorted(groups.values(), key=lambda group: -max(len(sequences[i]) for i in group))
-    rows = _filled(sequences, ordered, budget)
+    groups = [
+        sorted(group, key=lambda i: -len(sequences[i].completion)) for group in by_prompt(sequences, chosen).values()
+    ]
+    groups.sort(key=lambda group: -len(sequences[group[0]]))
+    rows = _filled(sequences, groups, budget)
     low, high = budget // 2, budget
     while len(rows) > 1 and high - low > max(1, budget // 64):  # the smallest room that needs no more rows
         middle = (low + high) // 2
-        tighter = _filled(sequences, ordered, middle)
+        tighter = _filled(sequences, groups, middle)
         if len(tighter) > len(rows):
             low = middle
         else:

@@ -125,21 +125,3 @@ def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     """Return rows of one width, [R, T]; the last token is repeated: models warn of padding tokens."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *(row[-1:] or (0,)) * (width - len(row))] for row in rows], device=device)
-
-
-def shareable(model: Any, vocabulary: int, device: torch.device, tolerance: float) -> bool:
-    """Return whether both ways give this model the same states, found by trying; some caches keep a window only."""
-    ids = [index % vocabulary for index in (1, 2, 3, 4, 5)]
-    rows = [
-        Trajectory(tuple(ids[:3]), tuple(ids)),
-        Trajectory(tuple(ids[:3]), (2, 1)),
-        Trajectory((3,), tuple(ids[:2])),
-    ]
-    if getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True):
-        return False
-    try:
-        with torch.no_grad():
-            whole, shared = (states(model, rows, device).float() for states in (whole_states, shared_states))
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a model without this kind of cache
-        return False
-    return bool(torch.allclose(whole, shared, rtol=tolerance, atol=tolerance * (1 + float(whole.abs().max()))))
