@@ -42,6 +42,7 @@ ROWS = 32  # that a joining program takes
 CAPABILITY = (9, 0)  # of the GPU at least
 ALIGNMENT = 16  # bytes, of what a tensor descriptor points to
 EMPTY = tl.constexpr(-1)  # place of a piece without any finite logit
+NOWHERE = tl.constexpr(2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -262,13 +263,13 @@ def _join(
     first = tl.load(sums + 3 * layer + cells, mask=there, other=0.0)
 
     peak = tl.max(largest, axis=0)
-    best = tl.min(tl.where(largest == peak[None, :], place, 2147483647), axis=0)
+    best = tl.min(tl.where(largest == peak[None, :], place, NOWHERE), axis=0)
     winner = place == best[None, :]
     factor, distance = shrinkage(largest, peak[None, :], 1.0)
     rest, first = merged(rest, first, factor, distance, winner, 0)
     top, rest = sound(peak, rest)
     chosen -= top
-    tl.store(argmax + rows, tl.maximum(best, 0), mask=within)
+    tl.store(argmax + rows, tl.where((best > EMPTY) & (best < NOWHERE), best, 0), mask=within)
     figures += rows
     log_sum, mean = store_figures(figures, count, within, top, chosen, rest, first)
     figures += 5 * count
