@@ -152,7 +152,7 @@ class Updater:
             options=options,
         )
         if update.sampled:
-            update.met = update.layout.tokens(met["logprob"])
+            update.met = update.layout.tokens(met["logprob"]).double()
         norm = self.optimiser.step(step)
         if norm is None:
             update.problems.append("the gradient norm is not finite")

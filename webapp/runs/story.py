@@ -54,6 +54,31 @@ def _event(event: Event) -> Entry:
     )
 
 
+@dataclass(frozen=True)
+class Computing:
+    """One way of computing that an attempt chose, and why."""
+
+    name: str
+    choice: str
+    why: str
+
+
+# what `plan` of a `started` event calls it, and what a page does
+CHOSEN = {
+    "old_logprobs": "Log-probs at the start of a step",
+    "head": "Gradients of the output layer",
+    "kernel": "Log-prob and entropy kernel",
+    "micro_batches": "Forward passes",
+}
+
+
+def computing(run: Run) -> list[Computing]:
+    """Return how the newest attempt computes; empty before it has begun and where it is from an older version."""
+    plan = run.events.filter(type="started").order_by("-seq").values_list("data__plan", flat=True).first() or {}
+    named = {name: CHOSEN.get(name, name.replace("_", " ").capitalize()) for name in plan}
+    return [Computing(named[name], choice["choice"], choice["why"]) for name, choice in plan.items()]
+
+
 def _sentence(kind: str, data: dict[str, Any], step: int) -> str:
     match kind:
         case "started":

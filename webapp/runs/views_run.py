@@ -85,6 +85,7 @@ def detail(request: Request, run_id: str) -> HttpResponse:
         "command": config_text.command(run),
         "changes": config_text.differences(run),
         "memory": after_launch(run),
+        "computing": story.computing(run),
     }
     return render(request, "runs/run_detail.html", context)
 
