@@ -103,7 +103,7 @@ def equal(case: Case, job: dict, folder: Path, options: argparse.Namespace) -> d
     found = report.differences(files["ours"], files["trl"])
     for file in files.values():
         file.unlink()
-    return {**found, "loss": abs(losses["ours"] - losses["trl"]) / abs(losses["trl"])}
+    return {**found, "loss": abs(losses["ours"] - losses["trl"])}
 
 
 def arguments() -> argparse.Namespace:

@@ -129,8 +129,8 @@ def _replay(found: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(_row(column, ours)) + " |")
     if found["equality"]:
         lines.append(
-            "\nDifference between both sides, relative: loss {loss:.1e}, gradient {gradient_l2:.1e} (L2), "
-            "{gradient_largest:.1e} (largest single one of a tensor, over the tensor's largest)".format(
+            "\nBoth sides' losses differ by {loss:.1e} (a token's loss is about 1), their gradients by {gradient_l2:.1e} of "
+            "the norm; the largest single difference is {gradient_largest:.1e} of its tensor's largest entry.".format(
                 **found["equality"]
             )
         )
