@@ -129,7 +129,7 @@ def _replay(found: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(_row(column, ours)) + " |")
     if found["equality"]:
         lines.append(
-            "\nBoth sides' losses differ by {loss:.1e} (a token's loss is about 1), their gradients by {gradient_l2:.1e} of "
+            "\nThe losses differ by {loss:.1e} (a token's loss is about 1), the gradients by {gradient_l2:.1e} of "
             "the norm; the largest single difference is {gradient_largest:.1e} of its tensor's largest entry.".format(
                 **found["equality"]
             )
