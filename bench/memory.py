@@ -75,7 +75,7 @@ CASES = [
     Case("152k", 151936, {}),
     Case("152k, LoRA", 151936, ADAPTERS),
     Case("SmolLM2", SMOLLM2, CHAT),
-    Case("SmolLM2, GRPO and a reference", SMOLLM2, _merged(CHAT, {"objective": {"preset": "grpo-kl"}})),
+    Case("SmolLM2, with a reference", SMOLLM2, _merged(CHAT, {"objective": {"preset": "one-shot-rlvr"}})),
     Case("SmolLM2, checkpointing", SMOLLM2, _merged(CHAT, CHECKPOINTED)),
     Case("SmolLM2, LoRA", SMOLLM2, _merged(CHAT, ADAPTERS)),
     Case("SmolLM2, bfloat16", SMOLLM2, _merged(CHAT, {"model": {"dtype": "bfloat16"}})),

@@ -27,9 +27,10 @@ def layer_bytes(info: ModelInfo, model: ModelConfig, batch: Batch) -> int:
     query, pair = info.heads * info.head_size, 2 * info.kv_heads * info.head_size
     norm = _norm(info, full=not lora, narrow=width < WIDE)
     attention = 3 * query + int(pair * batch.keys) + int(batch.scores)
-    attention += _normalised(query + pair // 2, width) if info.query_norm else 0
+    if info.query_norm:
+        attention += (query + pair // 2) * (1 + (not lora) + (width < WIDE))
     feed_forward = (4 if info.gated else 2) * inner
-    statistics = WIDE * (info.heads + (2 if info.gated else 4))
+    statistics = WIDE * (info.heads + (2 if info.gated else 4) + info.query_norm * (info.heads + info.kv_heads))
     adapters = _adapter_bytes(info, model) if lora else 0
     return width * (2 * norm * hidden + attention + feed_forward) + statistics + adapters
 
@@ -46,15 +47,9 @@ def _norm(info: ModelInfo, *, full: bool, narrow: bool) -> int:
     return 2 + full + narrow  # a narrow input is kept in float32
 
 
-def _normalised(size: int, width: int) -> int:
-    """Return the units that a norm over query and key heads adds."""
-    return size * (2 if width == WIDE else 3)
-
-
 def _adapter_bytes(info: ModelInfo, model: ModelConfig) -> int:
     """Return what adapters add: their narrow middles, and float32 copies of their inputs where the model is narrow."""
     names = adapted(info, model)
-    layers = max(1, info.layers)
     middles = WIDE * model.lora.rank * len(names)
     if width_of(model) == WIDE:
         return middles
@@ -62,8 +57,8 @@ def _adapter_bytes(info: ModelInfo, model: ModelConfig) -> int:
     attention = (3 if "k_proj" in info.linear_sides else 1) * hidden + info.heads * info.head_size
     inputs = attention + (2 if info.gated else 1) * hidden + inner
     share = sum(names.values()) / max(1, sum(info.linear_sides.values()))
-    narrow = 2 * hidden + inner  # what the copies are of is not kept itself
-    return middles + int(share * (WIDE * inputs - 2 * narrow)) if layers else middles
+    narrow = 2 * hidden + info.heads * info.head_size + inner  # what the copies are of is not kept itself
+    return middles + int(share * (WIDE * inputs - 2 * narrow))
 
 
 def adapted(info: ModelInfo, model: ModelConfig) -> dict[str, int]:

@@ -34,6 +34,7 @@ PHASES = {
 CPU_RUNTIME = 560 << 20  # resident with torch 2.13 (CPU) and transformers 5 after a step of the built-in tiny model
 CUDA_RUNTIME = 600 << 20  # a CUDA context with cuBLAS's workspaces
 GPU_BYTES = 80 << 30  # taken for a GPU's memory where none is known
+REFERENCE = 5  # whole [N, V] float32 arrays that the slow definition of the head holds with its gradients
 DRAWN = 3  # [rows, V] float32 arrays while a token is drawn
 MOMENTS = {"float32": 8, "8bit": 2.1}  # bytes a trained weight: AdamW's two, with the scales of their blocks
 NEEDED = {
@@ -152,10 +153,9 @@ class _Planner:
             kept = left + self.info.hidden_size * self.width * layers
         around = 3 * self.info.hidden_size * self.width
         activations = self.batch.tokens * (kept + around + passing_bytes(self.info, self.model))
-        gradients = {"gradients": WIDE * self.trained}
         return {
-            **self._resting(),
-            **gradients,
+            **self._resting(gathered=False),
+            "gradients": WIDE * self.trained // self.shards,
             "activations": activations,
             "head": self._chunk() + self._head_gradient(),
         }
@@ -194,11 +194,14 @@ class _Planner:
         return int(self.gpu_bytes * budgets.GPU_CACHE_SHARE) if self.cuda else budgets.CPU_CACHE_BYTES
 
     def _chunk(self) -> int:
-        """Return the logits that exist at once, and the hidden states of the head with their gradient."""
+        """Return the logits that exist at once, those kept, and the hidden states of the head with their gradient."""
         logits = self.batch.states * self.info.vocabulary * WIDE
         chunk = self.gpu_bytes // budgets.CHUNK_SHARE if self.cuda else budgets.CHUNK_BYTES
         states = 2 * self.batch.states * self.info.hidden_size * WIDE
-        return min(logits, chunk) + states
+        if self.config.resources.kernel == "reference":
+            return REFERENCE * logits + states
+        kept = min(logits, budgets.KEPT_BYTES) if self.config.resources.head_contract == "kept" else 0
+        return min(logits, chunk) + kept + states
 
     def _head_gradient(self) -> int:
         """Return the gradient of the output layer before it is added to the others."""
