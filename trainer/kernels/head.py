@@ -21,12 +21,14 @@ def head_of(config: Any) -> Head:
     compare with them once.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    named = text if isinstance(text, Mapping) else vars(text)
 
-    def named(name: str) -> float | None:
-        value = text.get(name) if isinstance(text, Mapping) else getattr(text, name, None)
+    def number(name: str) -> float | None:
+        value = named.get(name)
         return float(value) if isinstance(value, (int, float)) and value else None
 
-    scaling, kind = named("logits_scaling") or 1.0, str(getattr(text, "model_type", ""))
-    scale = (named("logit_scale") or 1.0) * (named("lm_head_multiplier") or 1.0)
-    scale = scale * scaling if kind.startswith("hyperclovax") else scale / scaling
-    return Head(logit_scale=scale, softcap=named("final_logit_softcapping"))
+    scaling = number("logits_scaling") or 1.0
+    divides = not str(named.get("model_type") or getattr(text, "model_type", "")).startswith("hyperclovax")
+    scale = (number("logit_scale") or 1.0) * (number("lm_head_multiplier") or 1.0)
+    scale = scale / scaling if divides else scale * scaling
+    return Head(logit_scale=scale, softcap=number("final_logit_softcapping"))

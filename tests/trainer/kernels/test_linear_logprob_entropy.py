@@ -286,20 +286,3 @@ def test_extreme_temperatures_strided_weights_and_autocast() -> None:
         )
         torch.testing.assert_close(found.logprob.double(), truth.logprob, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.entropy.double(), truth.entropy, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"hidden": torch.zeros(3, 6)}, "hidden"),
-        ({"target": torch.zeros(2, dtype=torch.long)}, "target"),
-        ({"bias": torch.zeros(4)}, "bias"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": torch.ones(2)}, "temperature"),
-        ({"room": "attic"}, "room"),
-    ],
-)
-def test_what_does_not_fit_is_named(change: dict, named: str) -> None:
-    fitting = {"hidden": torch.zeros(3, 5), "weight": torch.zeros(7, 5), "target": torch.zeros(3, dtype=torch.long)}
-    with pytest.raises(ValueError, match=named):
-        linear_logprob_entropy(**{**fitting, **change})
