@@ -31,8 +31,9 @@ def load_model(path: Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
+        # attention: torch's fused one unless the model has none, such as Gemma 2, which caps attention logits
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # broken files raise anything: safetensors' own errors, KeyError, ValueError, OSError
         if out_of_memory(error):
