@@ -67,9 +67,9 @@ class Gradients:
 def by_rows(given: Operands, live: Tensor, scalars: Tensor, kept: Kept | None, task: Task) -> Gradients:
     """Return the gradients of the rows `live`, a few rows over the whole vocabulary at a time."""
     vocabulary, buffer = len(given.weight), Buffer(given.inverse)
-    out = Gradients.of(given, given.wide)
     whole = len(live) == len(given.hidden)
     size, first = task.rows(len(live), vocabulary, given.wide), kept_among(live, kept)
+    out = Gradients.of(given, given.weight.dtype if size >= len(live) and first in (0, len(live)) else given.wide)
     for part in (*parts(first, size), *parts(len(live), size, start=first)):
         rows = part if whole else live[part]
         if kept is None or part.start >= first:

@@ -34,6 +34,7 @@ def token_loss(
     bias: Tensor | None,  # [V]
     loss: Loss,
     task: Task,
+    weight_grad: Tensor | None = None,  # [V, H] wide
 ) -> tuple[Tensor, TokenStats]:
     """Return the sum of the losses and the detached statistics."""
     learning = torch.is_grad_enabled() and any(
@@ -41,7 +42,10 @@ def token_loss(
     )
     with exact(hidden):
         if learning:
-            total, figures, argmax = LinearTokenLoss.apply(hidden, weight, bias, target, inverse, loss, task)
+            weight = weight if weight_grad is None else weight.detach()
+            total, figures, argmax = LinearTokenLoss.apply(
+                hidden, weight, bias, target, inverse, loss, task, weight_grad
+            )
         else:
             figures, argmax = figures_of(hidden, weight, target, inverse, bias, task)
             stats = token_stats(dict(zip(task.wants.figures, figures.unbind(0), strict=True)), argmax)
@@ -62,17 +66,23 @@ class LinearTokenLoss(torch.autograd.Function):
         inverse: Tensor,
         loss: Loss,
         task: Task,
+        weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         given = Operands(hidden.detach(), weight.detach(), bias, target, inverse, ctx.needs_input_grad[:3])
-        out, buffer, total = Gradients.of(given, given.wide), Buffer(inverse), inverse.new_zeros(())
+        size, buffer, total = task.rows(len(hidden), len(weight), given.wide), Buffer(inverse), inverse.new_zeros(())
+        out = Gradients.of(given, weight.dtype if size >= len(hidden) else given.wide)
+        if weight_grad is not None:
+            out.weight, out.started = weight_grad, True
         figures, argmax = inverse.new_empty(len(task.wants.figures), len(hidden)), target.new_empty(len(hidden))
-        for rows in parts(len(hidden), task.rows(len(hidden), len(weight), given.wide)):
+        for rows in parts(len(hidden), size):
             logits = logits_(buffer.of(rows.stop - rows.start, len(weight)), given.hidden[rows], given.weight)
             figures[:, rows], argmax[rows] = task.statistics(logits, target[rows], inverse[rows], bias)
             here = dict(zip(task.wants.figures, figures[:, rows].unbind(0), strict=True))
             value, gradients = slopes(loss, here, argmax[rows], rows, task)
             total += value
             _add_live(out, given, rows, logits, here, gradients, task)
+        if weight_grad is not None:
+            out.weight = None  # it is where it belongs
         ctx.found = out.finished(given)
         ctx.mark_non_differentiable(figures, argmax)
         ctx.set_materialize_grads(False)
@@ -88,10 +98,10 @@ class LinearTokenLoss(torch.autograd.Function):
             )
         found, ctx.found = ctx.found, None
         if g_total is None:
-            return (None,) * 7
+            return (None,) * 8
         if g_total.is_cuda or g_total != 1:  # asking CUDA would wait for it
             found = tuple(None if gradient is None else gradient.mul_(g_total) for gradient in found)
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 def slopes(

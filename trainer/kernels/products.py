@@ -1,7 +1,8 @@
 """The three products of the head, written into memory that exists, accumulated in the wide dtype.
 
 Products of bfloat16 numbers are exact in float32, so no rounding of the logits is added: CUDA keeps its accumulator,
-elsewhere the narrow weight is widened, a few rows at a time.
+elsewhere the narrow weight is widened, a few rows at a time. A CPU that multiplies bfloat16 natively does so where the
+result is a gradient of that dtype; its logits would come out rounded, so they do not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ WIDENED_BYTES = 2**22  # of the weight widened at once
 
 def logits_(out: Tensor, states: Tensor, weight: Tensor) -> Tensor:
     """Write states @ weight.T, [n, H] and [v, H], into `out` [n, v] and return it."""
-    if _direct(out, states, weight):
+    if states.dtype == weight.dtype and (out.is_cuda or out.dtype == states.dtype):
         return _multiply_(out, states, weight.T)
     states = states.to(out.dtype)
     for part, wide in _widened(weight, out.dtype):
@@ -26,7 +27,7 @@ def logits_(out: Tensor, states: Tensor, weight: Tensor) -> Tensor:
 
 def states_gradient_(out: Tensor, gradient: Tensor, weight: Tensor, *, add: bool = False) -> Tensor:
     """Write gradient @ weight, [n, v] and [v, H], into `out` [n, H] or add it there."""
-    if _direct(out, gradient, weight):
+    if gradient.dtype == weight.dtype:
         return _multiply_(out, gradient, weight, add=add)
     for part, wide in _widened(weight, out.dtype):
         _multiply_(out, gradient[:, part], wide, add=add or part.start > 0)
@@ -35,19 +36,15 @@ def states_gradient_(out: Tensor, gradient: Tensor, weight: Tensor, *, add: bool
 
 def weight_gradient_(out: Tensor, gradient: Tensor, states: Tensor, *, add: bool = False) -> Tensor:
     """Write gradient.T @ states, [n, v] and [n, H], into `out` [v, H] or add it there."""
-    if _direct(out, gradient, states):
+    if gradient.dtype == states.dtype:
         return _multiply_(out, gradient.T, states, add=add)
-    if out.dtype == gradient.dtype:
-        return _multiply_(out, gradient.T, states.to(out.dtype), add=add)
-    return out.copy_(gradient.T @ states.to(gradient.dtype))  # a slice written once, rounded once
-
-
-def _direct(out: Tensor, left: Tensor, right: Tensor) -> bool:
-    """Return whether one call does it: equal dtypes, or CUDA with an accumulator wider than its operands."""
-    return left.dtype == right.dtype and (out.dtype == left.dtype or out.is_cuda)
+    return _multiply_(out, gradient.T, states.to(gradient.dtype), add=add)
 
 
 def _multiply_(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False) -> Tensor:
+    """Write left @ right, of one dtype, into `out` of this or another one, or add it there."""
+    if out.dtype != left.dtype and not (out.is_cuda and out.dtype.itemsize > left.dtype.itemsize):
+        return out.add_(left @ right) if add else out.copy_(left @ right)
     wide = {} if out.dtype == left.dtype else {"out_dtype": out.dtype}
     if add:
         return torch.addmm(out, left, right, **wide, out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -78,8 +79,16 @@ def wide_of(hidden: Tensor) -> torch.dtype:
 
 
 def product_dtype(weight: Tensor, wide: torch.dtype) -> torch.dtype:
-    """Return the dtype in which logit gradients meet the weight: the weight's on CUDA, the wide one elsewhere."""
-    return weight.dtype if weight.is_cuda else wide
+    """Return the dtype in which logit gradients meet the weight: its own where the device multiplies that natively."""
+    native = weight.is_cuda or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
+    return weight.dtype if native else wide
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for it; emulated, it takes many times longer than float32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def token_stats(figures: dict[str, Tensor], argmax: Tensor) -> TokenStats:

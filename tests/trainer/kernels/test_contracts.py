@@ -205,7 +205,7 @@ def test_the_loss_inside_sees_every_row_once_and_without_gradients_all_at_once()
 def test_a_constant_loss_has_no_gradient() -> None:
     problem = Problem.random(5, 7)
     total, _ = linear_token_loss(problem.hidden, problem.weight, problem.target, lambda s, r: torch.ones(len(r)))
-    assert float(total) == 5
+    assert total.item() == 5
     assert not any(slope.any() for slope in torch.autograd.grad(total, problem.leaves[:2]))
 
 
@@ -234,7 +234,9 @@ def test_logits_kept_in_two_bytes_are_exact_where_the_mass_is(slices: bool) -> N
 
 
 @DRIVERS
-def test_bfloat16_operands_are_rounded_once(slices: bool) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["widened", "native"])
+def test_bfloat16_operands_keep_their_precision(native: bool, slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.kernels.task.multiplies_bfloat16", lambda: native)  # slow where it is not, but right
     wide = Problem.random(70, 1300, 48, torch.float32)
     low = [leaf.detach().bfloat16().requires_grad_() for leaf in wide.leaves]
     problem = Problem(*low, wide.target, wide.inverse)
@@ -247,6 +249,13 @@ def test_bfloat16_operands_are_rounded_once(slices: bool) -> None:
     wanted = slopes(truth, exact, {name: slope.double() for name, slope in upstream.items()})
     for a, b in zip(slopes(stats, problem, upstream), wanted, strict=True):
         assert a.dtype == torch.bfloat16
+        assert float((a.double() - b).norm() / b.norm()) < 4e-3
+    total, _ = linear_token_loss(
+        problem.hidden, problem.weight, problem.target,
+        lambda s, r: upstream["logprob"][r] * s.logprob + upstream["entropy"][r] * s.entropy,
+        bias=problem.bias, softcap=20.0, temperature=1 / problem.inverse, chunk_bytes=4 * 1300 * 16,
+    )  # fmt: skip
+    for a, b in zip(torch.autograd.grad(total, problem.leaves), wanted, strict=True):
         assert float((a.double() - b).norm() / b.norm()) < 4e-3
 
 
