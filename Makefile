@@ -21,7 +21,7 @@ help:
 	@echo "make bench-objectives  the league of objectives (an hour)"
 	@echo "make bench-thermostat  the thermostat beside four other methods (two hours)"
 	@echo "make bench-trl  our update beside TRL's, in an environment of its own (half an hour)"
-	@echo "make gpu-check  GPU tests and a short GPU run; skips politely without a GPU"
+	@echo "make gpu-check  kernels, benchmarks and a short run on a GPU; skips politely without one (BIN=/usr/bin: no install)"
 
 demo: install
 	@exec $(BIN)/python manage.py up --demo $(UP)
@@ -85,8 +85,6 @@ TRL := --make-venv .venv-trl --models .isentrope/bench-models
 bench-trl: install
 	$(BIN)/python bench/vs_trl $(TRL) --fills 0.37 1.0 --end-to-end sums
 
-gpu-check: install
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		{ $(BIN)/python -m pytest -m gpu || test $$? = 5; } && \
-		$(BIN)/python -m trainer run examples/countdown.toml --set optimiser.steps=20; \
-	else echo "No CUDA device here: the GPU check is skipped."; fi
+# A machine that has its own Python with torch, triton and pytest needs no install: make gpu-check BIN=/usr/bin
+gpu-check: $(if $(filter command,$(origin BIN)),,install)
+	$(BIN)/python bench/gpu_check.py

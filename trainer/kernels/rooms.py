@@ -82,9 +82,13 @@ def triton_disagrees(device: torch.device) -> str | None:
     wrong ones, so the programs are asked rather than the version.
     """
     plain = (Wants(), Shape(), None, torch.float32)
-    full = (Wants(moments=True, second=0.8, min_p=0.01), Shape(0.5, 20.0), torch.linspace(-1, 1, 1100), torch.bfloat16)
+    full = (
+        Wants(moments=True, second=0.8, min_p=0.01),
+        Shape(0.5, 20.0),
+        torch.linspace(-1, 1, 1100, device=device),
+        torch.bfloat16,
+    )
     for wants, shape, bias, dtype in (plain, full):
-        bias = None if bias is None else bias.to(device)
         try:
             ours, torchs = (
                 _example(load_room(name), device, bias, shape, wants, dtype) for name in ("triton", "chunked")
@@ -103,8 +107,8 @@ def _example(
     room: Room, device: torch.device, bias: Tensor | None, shape: Shape, wants: Wants, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return figures and gradient of fixed random logits."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(5, 1100, generator=generator) * 4 - 20).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    logits = (torch.randn(5, 1100, generator=generator, device="cpu") * 4 - 20).to(device)
     target, inverse = torch.arange(0, 1100, 220, device=device), torch.full((5,), 1.25, device=device)
     figures, _ = room.row_statistics(logits, target, inverse, bias=bias, shape=shape, wants=wants)
     named = dict(zip(wants.figures, figures.unbind(0), strict=True))

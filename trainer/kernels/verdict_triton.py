@@ -106,7 +106,7 @@ def measured(weight: Tensor, bias: Tensor | None, shape: Shape, wants: Wants) ->
     for name in tilings_for(wants):
         if problem := wrong(ways[name], truth):
             problems[name] = problem
-            log.warning("fused forward %s is not used on %s: %s", name, torch.cuda.get_device_name(), problem)
+            log.warning("fused forward %s is not used on %s: %s", name, weight.device, problem)
             del ways[name]
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

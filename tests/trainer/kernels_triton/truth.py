@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.kernels.wants import REMOVED, Shape, Wants
+from trainer.kernels import rows_triton
+from trainer.kernels.wants import REMOVED, Shape, Wants, row_scalars
+
+STRAIGHT, PLAIN = Shape(), Wants()
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -79,3 +82,35 @@ def off_by(found: Tensor, truth: Tensor, largest: Tensor) -> Tensor:
     """Return errors as shares of what float32 rounding of the tempered logits and of the result allows."""
     allowed = 1e-6 * (1 + truth.abs()) + 4 * EPS * largest
     return torch.where(found.double() == truth, 0, (found.double() - truth).abs() / allowed)
+
+
+def check_pair(product, target, inverse, *, bias=None, shape=STRAIGHT, wants=PLAIN) -> None:
+    """Assert that Triton's figures and gradient of the rows [n, V] agree with float64, on any device."""
+    figures, argmax = rows_triton.row_statistics(product, target, inverse, bias=bias, shape=shape, wants=wants)
+    wide = None if bias is None else bias.double()
+    options = {"target": target, "inverse": inverse.double(), "bias": wide, "shape": shape, "wants": wants}
+    truth = figures_of(product.double(), **options)
+    broken = truth["logprob"].isnan()
+    scale = truth["max_logit"].abs().where(~broken, 0)
+    for name, found in zip(wants.figures, figures, strict=True):
+        if name != "target_kept":
+            assert torch.equal(found.isnan(), broken), f"{name}: NaN left its row"
+        worst = off_by(found, truth[name], scale).where(~broken, 0)
+        assert worst.max() <= 1, f"{name}: {worst.tolist()}"
+    assert ((argmax >= 0) & (argmax < product.shape[1])).all()
+    reached = figures_of(product.double(), **options | {"target": argmax})["logprob"]
+    best = truth["max_logit"] - truth["lse"]
+    assert (off_by(reached, best, scale).where(~broken, 0) <= 1).all(), "argmax is not the likeliest token"
+
+    upstream = {name: torch.randn_like(inverse) for name in wants.differentiable}
+    scalars = row_scalars(dict(zip(wants.figures, figures, strict=True)), upstream, inverse, wants)
+    expected = gradient_of(product.double(), {name: g.double() for name, g in upstream.items()}, **options)
+    work = product.clone()
+    found = rows_triton.logits_gradient_(
+        work, target, inverse, scalars, first=0, bias=bias, shape=shape, wants=wants, dtype=torch.float32
+    )
+    assert found.data_ptr() == work.data_ptr()
+    assert found[broken].isnan().all()
+    size = expected.norm(dim=1) + sum(g.abs() for g in upstream.values()) * inverse
+    error = (found.double() - expected).norm(dim=1) / size
+    assert error[~broken].max() < 2e-6 + 4e-7 * scale[~broken].max().clamp(max=100), error.tolist()

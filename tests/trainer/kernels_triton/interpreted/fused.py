@@ -114,6 +114,22 @@ def test_the_environment_settles_the_choice(monkeypatch) -> None:
         verdict_triton.preferred(hidden, weight, None, Shape(), Wants())
 
 
+@pytest.mark.parametrize(
+    ("times", "choice"), [((3.0, 2.0, 1.0), "wide"), ((1.0, 2.0, 1.0), "wide"), ((1.0, 2.0, 3.0), None)]
+)
+def test_the_fastest_way_is_chosen_and_a_wrong_one_never(times, choice, monkeypatch) -> None:
+    clock = iter(times * verdict_triton.ROUNDS)
+    monkeypatch.setattr(verdict_triton, "milliseconds", lambda way: next(clock))
+    monkeypatch.setattr(verdict_triton, "PROBE_ROWS", 5)
+    weight = torch.randn(150, 64)
+    found = verdict_triton.measured(weight, None, Shape(), Wants())
+    assert found["choice"] == choice
+    assert found["problems"] == {}
+    clock = iter((1.0,) * verdict_triton.ROUNDS)
+    monkeypatch.setattr(verdict_triton, "wrong", lambda way, truth: "it is wrong")
+    assert verdict_triton.measured(weight, None, Shape(), Wants())["choice"] is None
+
+
 def test_wrong_figures_are_noticed() -> None:
     truth = torch.randn(5, 40)
     assert verdict_triton.wrong(lambda: (truth.clone(), None), truth) is None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.trainer.kernels_triton.truth import awkward_rows, figures_of, gradient_of, off_by
+from tests.trainer.kernels_triton.truth import awkward_rows, check_pair
 from trainer.kernels import rows, rows_triton
 from trainer.kernels.wants import Shape, Wants, row_scalars
 
 PLAIN = Wants()
 ALL = Wants(moments=True, second=0.7, min_p=0.02)
-STRAIGHT = Shape()
 BENT = Shape(scale=0.6, softcap=12.0)
 
 
@@ -20,46 +19,14 @@ def several_blocks_a_row(monkeypatch) -> None:
     monkeypatch.setattr(rows_triton, "block", lambda vocabulary, heavy: 512)
 
 
-def check(product, target, inverse, *, bias=None, shape=STRAIGHT, wants=PLAIN) -> None:
-    """Compare figures and gradient with float64, and the gradient with the torch pair on the same scalars."""
-    figures, argmax = rows_triton.row_statistics(product, target, inverse, bias=bias, shape=shape, wants=wants)
-    wide = None if bias is None else bias.double()
-    options = {"target": target, "inverse": inverse.double(), "bias": wide, "shape": shape, "wants": wants}
-    truth = figures_of(product.double(), **options)
-    broken = truth["logprob"].isnan()
-    scale = truth["max_logit"].abs().where(~broken, 0)
-    for name, found in zip(wants.figures, figures, strict=True):
-        if name != "target_kept":
-            assert torch.equal(found.isnan(), broken), f"{name}: NaN left its row"
-        worst = off_by(found, truth[name], scale).where(~broken, 0)
-        assert worst.max() <= 1, f"{name}: {worst.tolist()}"
-    assert ((argmax >= 0) & (argmax < product.shape[1])).all()
-    reached = figures_of(product.double(), **options | {"target": argmax})["logprob"]
-    best = truth["max_logit"] - truth["lse"]
-    assert (off_by(reached, best, scale).where(~broken, 0) <= 1).all(), "argmax is not the likeliest token"
-
-    upstream = {name: torch.randn(len(product)) for name in wants.differentiable}
-    scalars = row_scalars(dict(zip(wants.figures, figures, strict=True)), upstream, inverse, wants)
-    expected = gradient_of(product.double(), {name: g.double() for name, g in upstream.items()}, **options)
-    work = product.clone()
-    found = rows_triton.logits_gradient_(
-        work, target, inverse, scalars, first=0, bias=bias, shape=shape, wants=wants, dtype=torch.float32
-    )
-    assert found.data_ptr() == work.data_ptr()
-    assert found[broken].isnan().all()
-    size = expected.norm(dim=1) + sum(g.abs() for g in upstream.values()) * inverse
-    error = (found.double() - expected).norm(dim=1) / size
-    assert error[~broken].max() < 2e-6 + 4e-7 * scale[~broken].max().clamp(max=100), error.tolist()
-
-
 @pytest.mark.parametrize("vocabulary", [1, 17, 1000, 1023, 1024, 1025, 1100])
 def test_awkward_rows_agree_with_float64(vocabulary: int) -> None:
-    check(*awkward_rows(vocabulary))
+    check_pair(*awkward_rows(vocabulary))
 
 
 def test_every_figure_with_soft_cap_scale_and_bias() -> None:
     product, target, inverse = awkward_rows(1100)
-    check(product, target, inverse, bias=torch.randn(1100), shape=BENT, wants=ALL)
+    check_pair(product, target, inverse, bias=torch.randn(1100), shape=BENT, wants=ALL)
 
 
 def test_banned_tokens_have_no_mass_and_no_gradient() -> None:
@@ -68,7 +35,7 @@ def test_banned_tokens_have_no_mass_and_no_gradient() -> None:
     bias[::3], target[1] = -torch.inf, 300
     inverse = torch.ones(3)
     wants = Wants(moments=True, second=1.7)
-    check(product, target % 2 + 1, inverse, bias=bias, wants=wants)
+    check_pair(product, target % 2 + 1, inverse, bias=bias, wants=wants)
     figures, _ = rows_triton.row_statistics(product, target, inverse, bias=bias, shape=Shape(), wants=wants)
     named = dict(zip(wants.figures, figures, strict=True))
     assert named["logprob"][1] == -torch.inf
