@@ -4,7 +4,8 @@ A program walks its row from left to right, so a row's result depends on nothing
 size: repeats are bitwise equal, whatever the number of rows. No atomics, no tuning at run time.
 
 Statistics read the row once (twice with min-p, whose cut needs the maximum). The gradient reads it once and may write
-bfloat16 or float16 over the memory it has just read. What sorts a row (the nucleus), and float64, goes to rows.py.
+bfloat16 or float16 over the memory it has just read. Statistics that sort a row (the nucleus), and float64, are left to
+rows.py.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def logits_gradient_(
     dtype: torch.dtype,
 ) -> Tensor:
     """Overwrite `logits` with d loss / d (hidden @ weight.T), rounded once to `dtype`; see the head of rows.py."""
-    if wants.top_p is not None or logits.dtype == torch.float64:
+    if logits.dtype == torch.float64:
         return rows.logits_gradient_(
             logits, target, inverse, scalars, first=first, bias=bias, shape=shape, wants=wants, dtype=dtype
         )
@@ -114,6 +115,7 @@ def logits_gradient_(
             CAPPED=shape.softcap is not None,
             SECOND=wants.second is not None,
             KEPT=wants.min_p is not None,
+            NUCLEUS=wants.top_p is not None,
             BLOCK=block(logits.shape[1], heavy=False),
             num_warps=WARPS,
         )
@@ -243,6 +245,7 @@ def _gradient(
     CAPPED: tl.constexpr,
     SECOND: tl.constexpr,
     KEPT: tl.constexpr,
+    NUCLEUS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -260,6 +263,9 @@ def _gradient(
         scalars += 3 * count
     if KEPT:
         kept = tl.load(scalars)
+        scalars += count
+    if NUCLEUS:
+        cut, inside0, inside1 = tl.load(scalars), tl.load(scalars + count), tl.load(scalars + 2 * count)
     lanes = tl.arange(0, BLOCK)
     for start in range(0, width, BLOCK):
         columns = start + lanes
@@ -268,9 +274,12 @@ def _gradient(
         u = z * cool - top
         logp = u - log_sum
         p = tl.exp(logp)
-        factor = a0 + a1 * tl.where(p > 0, logp, 0.0)
+        logp = tl.where(p > 0, logp, 0.0)
+        factor = a0 + a1 * logp
         if KEPT:
             factor += tl.where(u >= kept_cut, kept, 0.0)
+        if NUCLEUS:
+            factor += tl.where(u >= cut, inside0 + inside1 * logp, 0.0)
         d = p * factor + tl.where(columns == place, hot, 0.0)
         if SECOND:
             logp2 = r * u - log_sum2

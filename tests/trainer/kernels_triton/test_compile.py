@@ -57,13 +57,8 @@ def test_row_statistics_compile_without_spilling(full: bool, tmp_path) -> None:
 
 
 def test_the_gradient_rounds_to_nearest_and_reads_before_it_writes(tmp_path) -> None:
-    flags = {
-        "BIASED": True,
-        "CAPPED": True,
-        "SECOND": True,
-        "KEPT": True,
-        "BLOCK": rows_triton.block(151_936, heavy=False),
-    }
+    flags = dict.fromkeys(("BIASED", "CAPPED", "SECOND", "KEPT", "NUCLEUS"), True)
+    flags["BLOCK"] = rows_triton.block(151_936, heavy=False)
     kernel = compiled(rows_triton._gradient, flags, {"out": "*bf16"})
     text = kernel.asm["ptx"]
     assert spilled(kernel, tmp_path) == 0

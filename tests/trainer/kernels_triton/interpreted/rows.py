@@ -61,16 +61,18 @@ def test_a_row_of_banned_tokens_is_not_a_number_and_alone() -> None:
     assert 0 <= argmax[0] < 40
 
 
-@pytest.mark.parametrize("name", ALL.differentiable)
-def test_one_upstream_gradient_at_a_time_equals_the_torch_pair(name: str) -> None:
+@pytest.mark.parametrize(
+    ("wants", "name"), [*((ALL, name) for name in ALL.differentiable), (Wants(min_p=0.1, top_p=0.8), "nucleus_entropy")]
+)
+def test_one_upstream_gradient_at_a_time_equals_the_torch_pair(wants: Wants, name: str) -> None:
     product, target, inverse = torch.randn(5, 130) * 3, torch.randint(130, (5,)), torch.rand(5) + 0.5
-    figures, _ = rows.row_statistics(product, target, inverse, bias=None, shape=BENT, wants=ALL)
-    named = dict(zip(ALL.figures, figures, strict=True))
-    scalars = row_scalars(named, {name: torch.randn(5)}, inverse, ALL)
+    figures, _ = rows.row_statistics(product, target, inverse, bias=None, shape=BENT, wants=wants)
+    named = dict(zip(wants.figures, figures, strict=True))
+    scalars = row_scalars(named, {name: torch.randn(5)}, inverse, wants)
     found, expected = (
         pair.logits_gradient_(
             product.clone(), target, inverse, scalars,
-            first=0, bias=None, shape=BENT, wants=ALL, dtype=torch.float32,
+            first=0, bias=None, shape=BENT, wants=wants, dtype=torch.float32,
         )
         for pair in (rows_triton, rows)
     )  # fmt: skip
