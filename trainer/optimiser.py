@@ -50,6 +50,15 @@ class Optimiser:
         after = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return config.learning_rate * warm * after[config.schedule]
 
+    def accumulator(self, parameter: Tensor) -> Tensor | None:
+        """Return the float32 memory in which a whole weight's gradient is summed up; None where there is none."""
+        if self.placement.sharded or not parameter.requires_grad:
+            return None
+        master = next(m for p, m in zip(self.parameters, self.masters, strict=True) if p is parameter)
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for parameter in [*self.parameters, *self.masters]:

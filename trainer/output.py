@@ -6,7 +6,7 @@ own logits once, so a form nobody knows of is refused instead of trained wrongly
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from trainer.kernels.rooms import RoomName
 
 Contract = Literal["auto", "fused", "kept", "recompute"]
 
+
 class OutputLayer:
     """The output layer of a causal language model; `contract` and `room` are settings of ResourcesConfig."""
 
@@ -38,6 +39,7 @@ class OutputLayer:
         self.form = head_of(lm.config)
         self.contract: Contract = "auto"
         self.room: RoomName = "auto"
+        self.accumulator: Callable[[Tensor], Tensor | None] | None = None  # where a weight's gradient is summed up
 
     def use(self, contract: Contract, room: RoomName) -> None:
         """Take over the settings; raises ConfigError where the room cannot compute on this device."""
@@ -96,9 +98,10 @@ class OutputLayer:
         wanted = {OPTIONS[name]: options[OPTIONS[name]] for name in slopes if name in OPTIONS}
         crossing = bool(options.get("nucleus_crossing"))
         if self.contract in ("auto", "fused"):
+            summed = self.accumulator(self.weight) if self.accumulator else None
             return linear_token_loss(
                 states, self.weight, target, weighted, temperature=temperature, bias=self.bias, room=self.room,
-                nucleus_crossing=crossing, **self.form, **wanted,
+                nucleus_crossing=crossing, weight_grad=summed, **self.form, **wanted,
             )  # fmt: skip
         stats = linear_logprob_entropy(
             states, self.weight, target, temperature=temperature, bias=self.bias, room=self.room,

@@ -51,6 +51,7 @@ class Updater:
         self, policy: Policy, reference: Policy | None, objective: Objective, optimiser: Optimiser, world: World
     ) -> None:
         self.policy, self.objective, self.optimiser = policy, objective, optimiser
+        policy.output.accumulator = optimiser.accumulator
         self.scorer = Scorer(policy, reference, objective.needs, world)
 
     def update(

@@ -68,6 +68,11 @@ class Recording:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def accumulator(self, parameter: torch.Tensor) -> torch.Tensor:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        return parameter.grad
+
     def step(self, step: int) -> float:
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -52,6 +52,17 @@ def check_options(task: Task) -> None:
         raise ValueError(f"keep_bytes is {task.keep_bytes}; it must be at least 0, which keeps no logits")
 
 
+def check_weight_grad(weight_grad: Tensor | None, weight: Tensor, wide: torch.dtype) -> None:
+    """Raise ValueError where the gradient's memory does not fit the weight."""
+    if weight_grad is None:
+        return
+    if weight_grad.shape != weight.shape or weight_grad.dtype != wide or weight_grad.device != weight.device:
+        raise ValueError(
+            f"weight_grad is {weight_grad.dtype} {tuple(weight_grad.shape)} on {weight_grad.device}; give {wide} "
+            f"{tuple(weight.shape)} on {weight.device}"
+        )
+
+
 def inverse_of(temperature: float | Tensor, target: Tensor, wide: torch.dtype) -> Tensor:
     """Return 1 / temperature of each row, [N]; NaN where a temperature on CUDA is not above 0."""
     if not isinstance(temperature, Tensor):

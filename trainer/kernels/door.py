@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.kernels.checks import check_operands, check_options, inverse_of, safe_target
+from trainer.kernels.checks import check_operands, check_options, check_weight_grad, inverse_of, safe_target
 from trainer.kernels.chunked import chunked
 from trainer.kernels.chunks import chunk_bytes_of
 from trainer.kernels.fused import Loss, token_loss
@@ -83,6 +83,7 @@ def linear_token_loss(
     nucleus_crossing: bool = False,
     room: RoomName = "auto",
     chunk_bytes: int | None = None,
+    weight_grad: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """Return the sum of per-token losses, differentiable once by hidden, weight and bias, and the detached statistics.
 
@@ -90,6 +91,9 @@ def linear_token_loss(
     numbers of these rows [n] int64 in the flattened target; it returns their losses [n]. It must need nothing of other
     rows, and is called once for each chunk: three matrix products in all, instead of four, in constant memory. The
     other arguments and errors are those of linear_logprob_entropy. Without gradients it is called once, for all rows.
+
+    `weight_grad` [V, H], in the dtype of the statistics, spares a copy of the weight's gradient: it is added there at
+    once, as for a total that nothing scales, and the backward pass gives the weight none.
     """
     call = _Call.of(
         hidden, weight, target, temperature, bias, ignore_index,
@@ -100,13 +104,14 @@ def linear_token_loss(
             chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes,
         ),
     )  # fmt: skip
+    check_weight_grad(weight_grad, weight, call.operands[3].dtype)
     live = call.live
 
     def renumbered(stats: TokenStats, rows: Tensor) -> Tensor:
         return loss(stats, rows if live is None else live[rows])
 
     compute = reference_loss if call.task.room.name == "reference" else token_loss
-    total, stats = compute(*call.operands, renumbered, call.task)
+    total, stats = compute(*call.operands, renumbered, call.task, weight_grad)
     return total, call.restore(stats)
 
 

@@ -44,12 +44,23 @@ def reference(
 
 
 def reference_loss(
-    hidden: Tensor, weight: Tensor, target: Tensor, inverse: Tensor, bias: Tensor | None, loss: Loss, task: Task
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    inverse: Tensor,
+    bias: Tensor | None,
+    loss: Loss,
+    task: Task,
+    weight_grad: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """Return the sum of the losses by plain autograd, and the detached statistics."""
+    apart = weight_grad is not None and torch.is_grad_enabled()
+    weight = weight.detach().requires_grad_() if apart else weight
     stats = reference(hidden, weight, target, inverse, bias, task)
-    losses = checked(loss(stats, torch.arange(len(hidden), device=hidden.device)), len(hidden))
-    return losses.sum(), stats.detach()
+    total = checked(loss(stats, torch.arange(len(hidden), device=hidden.device)), len(hidden)).sum()
+    if weight_grad is not None and apart:
+        weight_grad += torch.autograd.grad(total, weight, retain_graph=True)[0]
+    return total, stats.detach()
 
 
 def final_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, wide: torch.dtype) -> Tensor:
