@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trainer.config import RunConfig
+from trainer.memory.batch import microbatch
 from trainer.memory.plan import plan
 from trainer.model_files import ModelInfo
 
@@ -53,9 +54,7 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
         yield "optimiser.state_precision", "8bit", "keep AdamW's moments in 8 bits"
     if (resources.gpus or resources.processes) > 1 and resources.sharding == "none" and not model.lora.enabled:
         yield "resources.sharding", "fsdp2", "share weights and moments among the processes"
-    half = max(1, config.optimiser.tokens_per_microbatch // 2)
-    longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
-    fewer = min(half, _power(4 * longest))
+    fewer = max(sampling.max_prompt_tokens + sampling.max_completion_tokens, microbatch(config) // 4)
     yield "optimiser.tokens_per_microbatch", fewer, f"lower the tokens of a micro-batch to {fewer}"
     shorter = max(1, sampling.max_completion_tokens // 2)
     yield "sampling.max_completion_tokens", shorter, f"allow completions of {shorter} tokens"
@@ -73,8 +72,3 @@ def _with(config: RunConfig, field: str, value: Any) -> RunConfig:
     inner, _, leaf = rest.partition(".")
     changed = part.model_copy(update={inner: getattr(part, inner).model_copy(update={leaf: value}) if leaf else value})
     return config.model_copy(update={section: changed})
-
-
-def _power(count: int) -> int:
-    """Return the largest power of two that is not above a number."""
-    return 1 << max(0, count.bit_length() - 1)

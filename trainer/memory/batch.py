@@ -27,7 +27,7 @@ class Batch:
         learned = -(-prompts // optimiser.minibatches_per_step)
         whole = learned * (prompt + samples * completion)  # a prompt runs once for all its completions
         longest = prompt + completion
-        tokens = min(whole, max(longest, _even(whole, _budget(config)) + longest), max(longest, _budget(config)))
+        tokens = min(whole, max(longest, _even(whole, microbatch(config)) + longest), max(longest, microbatch(config)))
         share = samples * completion / (prompt + samples * completion)
         pieces, cuda = _pieces(completion), bool(config.resources.gpus)
         attended = prompt + completion * (pieces + 1) / (2 * pieces)  # by a token of a completion, on average
@@ -47,6 +47,12 @@ def processes(config: RunConfig) -> int:
     return config.resources.gpus or config.resources.processes
 
 
+def microbatch(config: RunConfig) -> int:
+    """Return the token budget of one forward pass."""
+    wanted = config.optimiser.tokens_per_microbatch
+    return wanted if config.resources.gpus else min(wanted, budgets.CPU_MICROBATCH_TOKENS)
+
+
 def _share(count: int, config: RunConfig) -> int:
     """Return one process's part of a number of prompts."""
     return -(-count // processes(config))
@@ -56,11 +62,6 @@ def _measured(config: RunConfig) -> int:
     """Return the completions of an evaluation."""
     evaluation = config.evaluation
     return _share(evaluation.prompts, config) * evaluation.samples_per_prompt if evaluation.every_steps else 0
-
-
-def _budget(config: RunConfig) -> int:
-    wanted = config.optimiser.tokens_per_microbatch
-    return wanted if config.resources.gpus else min(wanted, budgets.CPU_MICROBATCH_TOKENS)
 
 
 def _even(whole: int, budget: int) -> int:

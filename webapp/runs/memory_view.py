@@ -103,7 +103,11 @@ def _plan(foretold: Any, device: str) -> MemoryPlan | None:
         sizes = SIZES.validate_python(foretold)
     except ValidationError:
         return None
-    phases = [Phase(name=name, parts=parts) for name, parts in sizes.items() if name in PHASES and parts]
+    phases = [
+        Phase(name=name, parts={part: count for part, count in sizes[name].items() if part in LABELS})
+        for name in PHASES
+        if sizes.get(name)
+    ]
     kind: Literal["cpu", "cuda"] = "cuda" if device.startswith("cuda") else "cpu"
     return MemoryPlan(device=kind, processes=1, phases=phases) if phases else None
 
@@ -112,15 +116,16 @@ def _view(plan: MemoryPlan, *, limit: int | None = None, **said: Any) -> MemoryV
     times = plan.processes if plan.device == "cpu" else 1
     whole = max(plan.machine_bytes, limit or 0, 1)
     segments, x = [], 0.0
-    for name, count in plan.peak.parts.items():
+    order = list(LABELS)  # a database's JSON has another
+    for name, count in sorted(plan.peak.parts.items(), key=lambda part: order.index(part[0])):
         width = WIDTH * count * times / whole
-        segments.append(Segment(name, LABELS.get(name, name), count * times, round(x, 2), round(width, 2)))
+        segments.append(Segment(name, LABELS[name], count * times, round(x, 2), round(width, 2)))
         x += width
     return MemoryView(
         predicted=plan.machine_bytes,
-        when=PHASES.get(plan.peak.name, plan.peak.name),
+        when=PHASES[plan.peak.name],
         segments=segments,
-        phases=[(PHASES.get(phase.name, phase.name), phase.bytes * times) for phase in plan.phases],
+        phases=[(PHASES[phase.name], phase.bytes * times) for phase in plan.phases],
         times=times,
         limit=limit,
         limit_x=round(WIDTH * limit / whole, 2) if limit else None,

@@ -1,6 +1,6 @@
 // One wrapper around uPlot: segments of metrics in, a themed chart with band, target, stack and event markers out.
 
-import { number } from "./format.js";
+import { number, shown } from "./format.js";
 import { smooth } from "./smoothing.js";
 import { css } from "./theme_colours.js";
 
@@ -148,18 +148,18 @@ export class Chart {
       if (!line) return [];
       const where = index === null ? line.values.length - 1 : line[this.options.axis === "time" ? "times" : "steps"].indexOf(this.plot.data[0][index]);
       const value = where < 0 ? null : (line.own ?? line.values)[where];
-      return [{ label: one.label, role: one.role, value, colour: lineColour({ ...one, index: at }) }];
+      return [{ label: one.label, name: one.name, role: one.role, value, colour: lineColour({ ...one, index: at }) }];
     });
   }
 
   showReadout(index) {
     const items = this.values(index ?? null).filter(({ role, value }, at, all) => SAID.has(role) && !(role === "target" && all[at - 1]?.role === role && all[at - 1].value === value));
-    this.readout.replaceChildren(...items.map(({ label, value, colour: swatch, role }) => {
+    this.readout.replaceChildren(...items.map(({ label, name, value, colour: swatch, role }) => {
       const item = document.createElement("span");
       const dot = document.createElement("i");
       dot.style.background = swatch;
       if (role === "target") dot.className = "is-target";
-      item.append(dot, ` ${label} `, Object.assign(document.createElement("b"), { textContent: number(value) }));
+      item.append(dot, ` ${label} `, Object.assign(document.createElement("b"), { textContent: shown(name, value) }));
       return item;
     }));
   }

@@ -19,6 +19,13 @@ export function bytes(count) {
   return `${at ? count.toPrecision(3) : count} ${units[at]}`;
 }
 
+/** A metric's value: bytes come in GiB and are said in the unit that fits. */
+export function shown(name, value, digits = 3) {
+  if (!name.endsWith("_bytes") || value === null || value === undefined) return number(value, digits);
+  const gib = Math.abs(value) >= 1, size = gib ? value : value * 1024;
+  return `${Number(size.toPrecision(digits))} ${gib ? "GiB" : "MiB"}`;
+}
+
 export function duration(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;

@@ -1,7 +1,7 @@
 // The charts of a run: which are near the viewport, what they share (zoom, smoothing, axis, markers), live points.
 
 import { Chart } from "./charts.js";
-import { number } from "./format.js";
+import { number, shown } from "./format.js";
 import { drawMarkers, drawPending, markerOf, markersNear } from "./markers.js";
 import { Series } from "./series.js";
 import { onTheme } from "./theme_colours.js";
@@ -124,7 +124,7 @@ export class Overview {
     this.tooltip.hidden = index === null || index === undefined;
     if (this.tooltip.hidden) return;
     const lines = [row("Step", number(chart.stepAt(index)))];
-    chart.values(index).forEach(({ label, value, colour }) => value !== null && lines.push(row(label, number(value, 4), colour)));
+    chart.values(index).forEach(({ label, name, value, colour }) => value !== null && lines.push(row(label, shown(name, value, 4), colour)));
     markersNear(chart.plot, this.markers, this.options.axis).slice(0, 6).forEach(({ text }) => lines.push(note(text)));
     lines.push(note("Click: rollouts of this step", "text-secondary"));
     this.tooltip.replaceChildren(...lines);
