@@ -15,6 +15,7 @@ class Batch:
     waiting: int  # completions to sample
     longest: int  # tokens of a prompt and its completion
     tokens: int  # of a micro-batch
+    parted: bool  # whether a step has more than one
     states: int  # of these, tokens of completions
     keys: float  # tokens attended to that are gathered for a token of a micro-batch
     scores: float  # entries of attention masks for the same
@@ -36,6 +37,7 @@ class Batch:
             waiting=max(prompts * samples, _measured(config)),
             longest=longest,
             tokens=tokens,
+            parted=tokens < whole,
             states=min(tokens, learned * samples * completion, round(tokens * share) + completion),
             keys=1 if cuda else keys,
             scores=0 if cuda else share * attended + (1 - share) * prompt,

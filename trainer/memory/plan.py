@@ -146,19 +146,26 @@ class _Planner:
         return {**self._resting(), "activations": moving, "head": self._chunk()}
 
     def update(self) -> dict[str, int]:
-        """All that layers leave for the backward pass, or their inputs and one layer where they are recomputed."""
-        layers, left = self.info.layers, layer_bytes(self.info, self.model, self.batch)
-        kept = left * layers
-        if self.model.gradient_checkpointing:
-            kept = left + self.info.hidden_size * self.width * layers
-        around = 3 * self.info.hidden_size * self.width
-        activations = self.batch.tokens * (kept + around + passing_bytes(self.info, self.model))
-        return {
-            **self._resting(gathered=False),
-            "gradients": WIDE * self.trained // self.shards,
-            "activations": activations,
-            "head": self._chunk() + self._head_gradient(),
-        }
+        """The fullest moment of a micro-batch: at the head, behind its last layer, or when all gradients are there.
+
+        Layers leave activations, or only their inputs where they are recomputed. In a step's only micro-batch gradients
+        come while activations go.
+        """
+        tokens, left = self.batch.tokens, layer_bytes(self.info, self.model, self.batch)
+        inputs = self.info.hidden_size * self.width
+        recomputed = self.model.gradient_checkpointing
+        kept = tokens * (3 * inputs + self.info.layers * (inputs if recomputed else left))
+        passing = tokens * (passing_bytes(self.info, self.model) + (left if recomputed else 0))
+        whole = WIDE * self.trained // self.shards
+        embedding = 0 if self.model.lora.enabled else WIDE * self.info.vocabulary * self.info.hidden_size
+        before = whole if self.batch.parted else min(whole, embedding)
+        fused = self.config.resources.head_contract in ("auto", "fused") and self.shards == 1
+        moments: list[dict[str, int]] = [
+            {"gradients": before, "activations": kept, "head": self._chunk() + (0 if fused else embedding)},
+            {"gradients": before, "activations": kept + passing},
+            {"gradients": whole + embedding, "activations": passing},
+        ]
+        return {**self._resting(gathered=False), **max(moments, key=lambda moment: sum(moment.values()))}
 
     def save(self) -> dict[str, int]:
         """Adapters are added into a copy of the weights they change."""
@@ -202,10 +209,6 @@ class _Planner:
             return REFERENCE * logits + states
         kept = min(logits, budgets.KEPT_BYTES) if self.config.resources.head_contract == "kept" else 0
         return min(logits, chunk) + kept + states
-
-    def _head_gradient(self) -> int:
-        """Return the gradient of the output layer before it is added to the others."""
-        return 0 if self.model.lora.enabled else self.info.vocabulary * self.info.hidden_size * WIDE
 
 
 def reference(config: RunConfig) -> bool:

@@ -55,7 +55,8 @@ def parts(config: RunConfig, phase: str, info: ModelInfo | None = None) -> dict[
 def test_one_model_by_hand() -> None:
     found = parts(settings(), "update")
     assert found["runtime"] == CPU_RUNTIME
-    assert found["weights"] == found["gradients"] == 4 * PARAMETERS
+    assert found["weights"] == 4 * PARAMETERS
+    assert found["gradients"] == 4 * 100 * 8  # at the head of the only micro-batch: the head's, the others come later
     assert found["optimiser"] == 8 * PARAMETERS
     tokens = 2 * (4 + 3 * 6)  # each prompt once
     share = 36 / 44
@@ -63,9 +64,10 @@ def test_one_model_by_hand() -> None:
     scores = share * (4 + 6) + (1 - share) * 4
     norms, feed_forward, statistics = 2 * 3 * 8, 4 * 16, 2 + 2
     layer = 4 * (norms + 3 * 8 + int(2 * 4 * keys) + int(scores) + feed_forward + statistics)
-    passing = 4 * (3 * 16 + 3 * 8)
-    assert found["activations"] == tokens * (2 * layer + 4 * 3 * 8 + passing)
-    assert found["head"] == 36 * 100 * 4 + 2 * 36 * 8 * 4 + 100 * 8 * 4  # logits, states twice, the weight's gradient
+    assert found["activations"] == tokens * (2 * layer + 4 * 3 * 8)
+    assert found["head"] == 36 * 100 * 4 + 2 * 36 * 8 * 4  # logits, and the states with their gradient
+    parted = parts(settings(optimiser={"tokens_per_microbatch": 20}), "update")
+    assert parted["gradients"] == 4 * PARAMETERS  # in the second micro-batch they are all there
     cache = parts(settings(), "generate")["cache"]
     assert cache == 6 * 10 * 2 * 2 * 4 * 4  # rows, tokens, keys and values, layers, units, bytes
 
@@ -82,10 +84,10 @@ def test_adapters_train_few_weights_and_need_no_reference() -> None:
     lora = {"model": {"lora": {"enabled": True, "rank": 4}}}
     found = parts(settings(**lora), "update")
     trained = 4 * (32 + 24 + 48)
-    assert found["gradients"] == 4 * trained
+    assert found["optimiser"] == 8 * trained
     assert found["weights"] == 4 * (PARAMETERS + trained)
     lora["model"]["lora"]["target_modules"] = ["v_proj", "model.layers.0.q_proj"]
-    assert parts(settings(**lora), "update")["gradients"] == 4 * 4 * (32 + 24)
+    assert parts(settings(**lora), "update")["optimiser"] == 8 * 4 * (32 + 24)
     compared = {"objective": {"preset": "one-shot-rlvr"}}
     assert "reference" not in parts(settings(**lora, **compared), "update")
     assert parts(settings(**compared), "update")["reference"] == 4 * PARAMETERS
@@ -98,9 +100,10 @@ def test_bfloat16_halves_weights_and_keeps_float32_copies() -> None:
 
 
 def test_shards_part_what_is_trained() -> None:
-    processes = {"processes": 2}
+    processes, parted = {"processes": 2}, {"tokens_per_microbatch": 10}
     whole, sharded = (
-        parts(settings(resources={**processes, "sharding": kind}), "update") for kind in ("none", "fsdp2")
+        parts(settings(resources={**processes, "sharding": kind}, optimiser=parted), "update")
+        for kind in ("none", "fsdp2")
     )
     assert sharded["optimiser"] == whole["optimiser"] // 2
     assert sharded["gradients"] == whole["gradients"] // 2
