@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.kernels.chunks import Buffer, fitting, parts
+from trainer.kernels.chunks import Buffer, parts
 from trainer.kernels.kept import Kept
 from trainer.kernels.products import logits_, states_gradient_, weight_gradient_
 from trainer.kernels.task import Task, product_dtype
@@ -104,7 +104,7 @@ def by_slices(given: Operands, live: Tensor, scalars: Tensor, kept: Kept | None,
         return out
     states, target, inverse, scalars = given.hidden[live], given.target[live], given.inverse[live], scalars[:, live]
     d_states, first = inverse.new_empty(states.shape), kept_among(live, kept)
-    for columns in parts(len(given.weight), fitting(task.chunk_bytes, len(live) * given.wide.itemsize)):
+    for columns in parts(len(given.weight), task.fitting(len(live) * given.wide.itemsize)):
         weight = given.weight[columns]
         logits = buffer.of(len(live), len(weight))
         if kept is not None and first:

@@ -46,7 +46,7 @@ def check_options(task: Task) -> None:
     for name, share in (("min_p", wants.min_p), ("top_p", wants.top_p)):
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a probability, from 0 to 1")
-    if task.chunk_bytes < 1:
+    if task.chunk_bytes is not None and task.chunk_bytes < 1:
         raise ValueError(f"chunk_bytes is {task.chunk_bytes}; it must be at least 1")
     if task.keep_bytes < 0:
         raise ValueError(f"keep_bytes is {task.keep_bytes}; it must be at least 0, which keeps no logits")

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trainer.budgets import CHUNK_BYTES, CHUNK_SHARE
+from trainer.budgets import CHUNK_BYTES, CHUNK_ROWS, CHUNK_SHARE
 
 TILE = 16  # rows that matrix products like to come in
 INVARIANT_ROWS = 128  # rows of every product where a row's result must not depend on its neighbours
 
 
-def chunk_bytes_of(device: torch.device) -> int:
-    """Return the bytes of logits that may exist at once on a device.
+def chunk_bytes_of(device: torch.device, row_bytes: int = 0) -> int:
+    """Return the bytes of logits, `row_bytes` each row, that may exist at once on a device.
 
     On CUDA a sixteenth of its memory, not of what happens to be free: rounding would depend on the moment. Only where
     that does not fit at all is it halved until it does.
     """
     if device.type != "cuda":
-        return CHUNK_BYTES
+        return max(CHUNK_BYTES, CHUNK_ROWS * row_bytes)
     free, total = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     budget = total // CHUNK_SHARE

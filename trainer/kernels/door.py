@@ -9,7 +9,6 @@ from torch import Tensor
 
 from trainer.kernels.checks import check_operands, check_options, check_weight_grad, inverse_of, safe_target
 from trainer.kernels.chunked import chunked
-from trainer.kernels.chunks import chunk_bytes_of
 from trainer.kernels.fused import Loss, token_loss
 from trainer.kernels.reference import reference, reference_loss
 from trainer.kernels.rooms import RoomName, choose_room, load_room
@@ -56,7 +55,7 @@ def linear_logprob_entropy(
             load_room(choose_room(hidden.device, room)[0]),
             Shape(logit_scale, softcap),
             Wants(moments, second_temperature, min_p, top_p, nucleus_crossing),
-            chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes,
+            chunk_bytes,
             keep_bytes,
             invariant=invariant,
         ),
@@ -101,7 +100,7 @@ def linear_token_loss(
             load_room(choose_room(hidden.device, room)[0]),
             Shape(logit_scale, softcap),
             Wants(moments, second_temperature, min_p, top_p, nucleus_crossing),
-            chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes,
+            chunk_bytes,
         ),
     )  # fmt: skip
     check_weight_grad(weight_grad, weight, call.operands[3].dtype)
@@ -146,7 +145,7 @@ class _Call:
         target, inverse = safe_target(target, inverse, len(weight))
         if 1 not in weight.stride():
             weight = weight.contiguous()
-        return cls((states, weight, target, inverse, bias), task.on(hidden), shape, live)
+        return cls((states, weight, target, inverse, bias), task.on(states, weight), shape, live)
 
     def restore(self, stats: TokenStats) -> TokenStats:
         """Return the statistics in the shape of the target, zeros where it was ignored."""

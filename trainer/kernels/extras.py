@@ -166,8 +166,9 @@ def squared_hellinger(
 
 def _chunks(hidden: Tensor, weight: Tensor, chunk_bytes: int | None):
     """Yield slices of rows whose logits, and a few arrays of their size, fit the budget."""
-    budget = (chunk_bytes_of(hidden.device) if chunk_bytes is None else chunk_bytes) // 4
-    return parts(len(hidden), fitting(budget, len(weight) * wide_of(hidden).itemsize))
+    row_bytes = len(weight) * wide_of(hidden).itemsize
+    budget = chunk_bytes_of(hidden.device, row_bytes) if chunk_bytes is None else chunk_bytes
+    return parts(len(hidden), fitting(budget // 4, row_bytes))
 
 
 def _logits(side: Side, rows: slice, shape: Shape) -> Tensor:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trainer.kernels.chunks import INVARIANT_ROWS, even, fitting
+from trainer.kernels.chunks import INVARIANT_ROWS, chunk_bytes_of, even, fitting
 from trainer.kernels.stats import TokenStats
 from trainer.kernels.wants import Shape, Wants
 
@@ -35,21 +35,28 @@ class Task:
     room: Room
     shape: Shape
     wants: Wants
-    chunk_bytes: int
+    chunk_bytes: int | None  # None until the device is known
     keep_bytes: int = 0
     kept_dtype: torch.dtype | None = None  # of kept logits; None: as wide as they were computed
     slices: bool = False  # the backward goes by slices of the vocabulary, not by rows
     invariant: bool = False  # every product of the forward has the same number of rows
 
-    def on(self, hidden: Tensor) -> Task:
+    def on(self, hidden: Tensor, weight: Tensor) -> Task:
         """Return the task as it suits the device: on CUDA, logits are kept in two bytes and the backward slices."""
-        if not hidden.is_cuda:
-            return self
-        return replace(self, slices=True, kept_dtype=torch.bfloat16 if wide_of(hidden) == torch.float32 else None)
+        wide, chunk_bytes = wide_of(hidden), self.chunk_bytes
+        if chunk_bytes is None:
+            chunk_bytes = chunk_bytes_of(hidden.device, len(weight) * wide.itemsize)
+        narrow = torch.bfloat16 if hidden.is_cuda and wide == torch.float32 else None
+        return replace(self, chunk_bytes=chunk_bytes, kept_dtype=narrow, slices=hidden.is_cuda)
+
+    def fitting(self, bytes_each: int) -> int:
+        """Return how many rows or columns of so many bytes fit a chunk."""
+        assert self.chunk_bytes is not None
+        return fitting(self.chunk_bytes, bytes_each)
 
     def rows(self, count: int, vocabulary: int, wide: torch.dtype) -> int:
         """Return how many rows of logits exist at once."""
-        return INVARIANT_ROWS if self.invariant else even(count, fitting(self.chunk_bytes, vocabulary * wide.itemsize))
+        return INVARIANT_ROWS if self.invariant else even(count, self.fitting(vocabulary * wide.itemsize))
 
     def statistics(self, logits: Tensor, target: Tensor, inverse: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the figures and argmax of some rows of hidden @ weight.T."""
