@@ -203,7 +203,8 @@ class _Planner:
     def _chunk(self) -> int:
         """Return the logits that exist at once, those kept, and the hidden states of the head with their gradient."""
         logits = self.batch.states * self.info.vocabulary * WIDE
-        chunk = self.gpu_bytes // budgets.CHUNK_SHARE if self.cuda else budgets.CHUNK_BYTES
+        least = budgets.CHUNK_ROWS * self.info.vocabulary * WIDE
+        chunk = self.gpu_bytes // budgets.CHUNK_SHARE if self.cuda else max(budgets.CHUNK_BYTES, least)
         states = 2 * self.batch.states * self.info.hidden_size * WIDE
         if self.config.resources.kernel == "reference":
             return REFERENCE * logits + states
