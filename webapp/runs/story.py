@@ -75,8 +75,9 @@ CHOSEN = {
 def computing(run: Run) -> list[Computing]:
     """Return how the newest attempt computes; empty before it has begun and where it is from an older version."""
     plan = run.events.filter(type="started").order_by("-seq").values_list("data__plan", flat=True).first() or {}
-    named = {name: CHOSEN.get(name, name.replace("_", " ").capitalize()) for name in plan}
-    return [Computing(named[name], choice["choice"], choice["why"]) for name, choice in plan.items()]
+    names = [*(name for name in CHOSEN if name in plan), *(name for name in plan if name not in CHOSEN)]
+    titles = {name: CHOSEN.get(name, name.replace("_", " ").capitalize()) for name in names}
+    return [Computing(titles[name], plan[name]["choice"], plan[name]["why"]) for name in names]
 
 
 def _sentence(kind: str, data: dict[str, Any], step: int) -> str:
