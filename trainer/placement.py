@@ -93,9 +93,8 @@ class Sharded(Whole):
         self._names = frozenset(lm.state_dict())
         mesh = init_device_mesh(world.device.type, (world.size,))
         policy = MixedPrecisionPolicy(param_dtype=lm.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        self._root: Any = _Root(lm)
-        self._layers: list[Any] = layers(lm)
-        units: list[Any] = [*self._layers, self._root]
+        units: list[Any] = [*layers(lm), _Root(lm)]
+        self._layers, self._root = units[:-1], units[-1]
         for unit in units:
             for parameter in unit.parameters():
                 if parameter.dtype != torch.float32:

@@ -166,10 +166,11 @@ class Policy:
         """
         starts = _starts(sequences)
         found = torch.empty(starts[-1])
-        for rows, where in self._microbatches(sequences, starts):
-            ours = self._states(rows)[0]
-            with reference.base(), reference.gathered():
-                theirs = reference._states(rows)[0]
+        with reference.gathered():  # once: other processes may have another number of micro-batches
+            for rows, where in self._microbatches(sequences, starts):
+                ours = self._states(rows)[0]
+                with reference.base():
+                    theirs = reference._states(rows)[0]
                 found[where] = self.output.hellinger(ours, reference.output, theirs, temperature).float().cpu()
         return found
 
