@@ -128,7 +128,12 @@ def main() -> None:
     head = ["completions", "fill", "padding: whole", "shared", "packed"]
     head += [f"{work}: {name}" for work in ("scoring", "learning") for name in ("packed", "whole", "shared")]
     compare(lm, found, CASES[0], 0.37, 1)  # warm-up
-    print(table(head, (compare(lm, found, case, fill, rounds) for case in cases for fill in fills)))
+    lines = []
+    for case in cases:
+        for fill in fills:
+            lines.append(compare(lm, found, case, fill, rounds))
+            print(*lines[-1], sep=" | ", file=sys.stderr, flush=True)
+    print(table(head, lines))
 
 
 if __name__ == "__main__":
