@@ -126,7 +126,8 @@ def test_every_combination_of_missing_upstream_gradients() -> None:
     names = list(upstream)
     for chosen in chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)):
         found = slopes(chunked_stats(problem, given), problem, {name: upstream[name] for name in chosen})
-        close(found, [sum(parts) for parts in zip(*(alone[name] for name in chosen), strict=True)], 1e-12)
+        expected = [sum(parts) for parts in zip(*(alone[name] for name in chosen), strict=True)]
+        close(found, expected, 1e-10 if "nucleus_entropy" in chosen else 1e-12)  # its definition has 1e-12 in a log
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
@@ -227,7 +228,7 @@ def test_logits_kept_in_two_bytes_are_exact_where_the_mass_is(slices: bool) -> N
     stats = chunked_stats(problem, given)
     exact = problem.double()
     truth = reference_stats(exact, given)
-    assert float((stats.logprob - truth.logprob).abs().max()) < 1e-4  # statistics come from the logits before
+    assert (stats.logprob - truth.logprob).detach().abs().max() < 1e-4  # statistics come from the logits before
     wanted = slopes(truth, exact, {name: slope.double() for name, slope in upstream.items()})
     for a, b in zip(slopes(stats, problem, upstream), wanted, strict=True):
         assert float((a - b).norm() / b.norm()) < 4e-3
@@ -245,7 +246,7 @@ def test_bfloat16_operands_keep_their_precision(native: bool, slices: bool, monk
     stats, exact = chunked_stats(problem, given), problem.double()
     truth = reference_stats(exact, given)
     for name in ("logprob", "entropy"):
-        assert float((getattr(stats, name) - getattr(truth, name)).abs().max()) < 2e-5
+        assert (getattr(stats, name) - getattr(truth, name)).detach().abs().max() < 2e-5
     wanted = slopes(truth, exact, {name: slope.double() for name, slope in upstream.items()})
     for a, b in zip(slopes(stats, problem, upstream), wanted, strict=True):
         assert a.dtype == torch.bfloat16
