@@ -57,26 +57,29 @@ def draw(mass: Tensor, uniform: Tensor) -> Tensor:
     """
     width = mass.shape[1]
     if width <= 2 * BLOCK:
-        return _search(mass.double().cumsum(-1), uniform)[0]
+        cumulative = mass.double().cumsum(-1)
+        return _above(cumulative, uniform[:, None] * cumulative[:, -1:])
     whole = width // BLOCK * BLOCK
     blocks = mass[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)  # [R, V / BLOCK]
     if whole < width:
         blocks = torch.cat([blocks, mass[:, whole:].sum(-1, keepdim=True)], 1)
-    block, share = _search(blocks.double().cumsum(-1), uniform)
-    place = block[:, None] * BLOCK + torch.arange(BLOCK, device=mass.device)
-    inside = mass.gather(1, place.clamp_max(width - 1)).double().masked_fill_(place >= width, 0)
-    return block * BLOCK + _search(inside.cumsum(-1), share)[0]
+    cumulative = blocks.double().cumsum(-1)
+    point = uniform[:, None] * cumulative[:, -1:]
+    block = _above(cumulative, point)[:, None]
+    own = blocks.gather(1, block).double()
+    share = 1 - (cumulative.gather(1, block) - point) / own  # of the block's mass that lies below the point
+    place = block * BLOCK + torch.arange(BLOCK, device=mass.device)
+    inside = mass.gather(1, place.clamp_max(width - 1)).double().masked_fill_(place >= width, 0).cumsum(-1)
+    return block[:, 0] * BLOCK + _above(inside, share * inside[:, -1:])
 
 
-def _search(cumulative: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first index above a share of the total, and which share of that entry's own mass lies below it."""
-    total = cumulative[:, -1:]
-    point = share[:, None] * total
-    last = (cumulative < total).sum(-1)  # the last entry with mass: the product may round up to the total
-    index = torch.minimum((cumulative <= point).sum(-1), last)
-    upper = cumulative.gather(1, index[:, None])
-    lower = cumulative.gather(1, (index[:, None] - 1).clamp_min(0)) * (index[:, None] > 0)
-    return index, ((point - lower) / (upper - lower)).squeeze(1)
+def _above(cumulative: Tensor, point: Tensor) -> Tensor:
+    """Return the first index whose cumulative mass exceeds the point, [R, n] and [R, 1] to [R].
+
+    It never lies behind the last entry with mass: a point may be rounded up to the total.
+    """
+    last = (cumulative < cumulative[:, -1:]).sum(-1)
+    return torch.minimum((cumulative <= point).sum(-1), last)
 
 
 def _moments(mass: Tensor, product: Tensor, total: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,14 +67,12 @@ class Slots:
         self._reserve(width)
         place = torch.from_numpy(self.lengths).to(tokens.device)
         self.shape.append(place, width)
-        mask = None
-        if (self.lengths != self.lengths[0]).any():
-            hidden = torch.arange(width, device=tokens.device) > place[:, None]
-            mask = torch.zeros(hidden.shape, device=tokens.device, dtype=self.policy.lm.dtype)
-            mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+        # always with a mask: without one, models warn of padding wherever a drawn token looks like it
+        mask = torch.zeros(len(tokens), width, device=tokens.device, dtype=self.policy.lm.dtype)
+        mask.masked_fill_(torch.arange(width, device=tokens.device) > place[:, None], -torch.inf)
         out = self.policy.hidden(
             tokens[:, None],
-            attention_mask=mask,
+            attention_mask=mask[:, None, None],
             position_ids=place[:, None],
             past_key_values=self.cache,
             use_cache=True,
@@ -127,8 +125,7 @@ class Slots:
     def _reserve(self, width: int) -> None:
         if width <= self.shape.columns:
             return
-        grown = max(width, self.shape.columns * 3 // 2, self.shape.columns + COLUMNS)
-        self.shape.columns = max(width, min(grown, self.columns))
+        self.shape.columns = max(width, min(max(width + COLUMNS, self.shape.columns * 3 // 2), self.columns))
         for layer in self.layers:
             layer.grow()
 
@@ -188,7 +185,7 @@ class _Layer(CacheLayerMixin):
         return self._append(self.keys, key_states), self._append(self.values, value_states)
 
     def _append(self, memory: Tensor, states: Tensor) -> Tensor:
-        memory.flatten(0, 1).index_copy_(0, self.shape.place, states.squeeze(2))
+        memory.view(-1, *memory.shape[2:]).index_copy_(0, self.shape.place, states[:, :, 0])
         return memory[: self.shape.live, : self.shape.width].transpose(1, 2)
 
     def place(self, owner: Tensor, first: int, width: int) -> None:

@@ -195,6 +195,7 @@ def short_of_memory(policy, monkeypatch, *, most: int, calls: int = 0):
 
 
 def test_running_out_of_memory_halves_the_rows_and_loses_no_token(policy, monkeypatch):
+    monkeypatch.setattr(policy, "stop_ids", frozenset())  # all sixteen are under way when it happens
     asked = [replace(request, watch=True) for request in requests(policy, 8, max_new=12)]
     used = engine(policy)
     expected = used.run(asked)
