@@ -35,7 +35,7 @@ class Shape:
 
 
 GRIDS = {
-    "quick": [Shape(512, 576, 49152, trained=True), Shape(128, 896, 151936)],
+    "quick": [Shape(256, 576, 49152, trained=True), Shape(128, 896, 151936)],
     "cpu": [
         Shape(2048, 576, 49152),
         Shape(2048, 576, 49152, trained=True),

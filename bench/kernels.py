@@ -154,18 +154,15 @@ def _refused(measure: Any, *arguments: Any) -> dict[str, Any]:
         return {"refused": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
 
 
-def markdown(whole: dict[str, Any]) -> str:
-    """Return all shapes as tables, and who was left out."""
-    parts = [whole["machine"]]
-    for found in whole["results"]:
-        rate = found["flop"] / found["product"] / 1e12
-        lines = [
-            f"**{found['shape']}**; one matrix product takes {1000 * found['product']:.0f} ms, {rate:.3f} TFLOP/s\n",
-            "| " + " | ".join(HEAD) + " |",
-            "|---|" + "---:|" * (len(HEAD) - 1),
-        ]
-        parts.append("\n".join([*lines, *(_line(name, row) for name, row in found["rows"].items())]))
-    return "\n\n".join([*parts, *(f"Left out: {name}, because {why}." for name, why in whole["missing"].items())])
+def table(found: dict[str, Any]) -> str:
+    """Return one shape as a table."""
+    rate = found["flop"] / found["product"] / 1e12
+    lines = [
+        f"**{found['shape']}**; one matrix product takes {1000 * found['product']:.0f} ms, {rate:.3f} TFLOP/s\n",
+        "| " + " | ".join(HEAD) + " |",
+        "|---|" + "---:|" * (len(HEAD) - 1),
+    ]
+    return "\n".join([*lines, *(_line(name, row) for name, row in found["rows"].items())])
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
@@ -223,11 +220,14 @@ def main() -> None:
     if options.child:
         child(options.child[0], Path(options.child[1]))
         return
-    results = [measure(shape, options) for shape in GRIDS[options.grid]]
-    whole = {"machine": machine(options), "results": results, "missing": contenders()[1]}
-    if options.json:
-        options.json.write_text(json.dumps(whole, indent=1), "utf-8")
-    print(markdown(whole))
+    missing = contenders()[1]
+    whole: dict[str, Any] = {"machine": machine(options), "missing": missing, "results": []}
+    print(whole["machine"], *(f"Left out: {name}, because {why}." for name, why in missing.items()), sep="\n\n")
+    for shape in GRIDS[options.grid]:
+        whole["results"].append(measure(shape, options))
+        print("\n" + table(whole["results"][-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(whole, indent=1), "utf-8")
 
 
 if __name__ == "__main__":
