@@ -38,8 +38,9 @@ CASES = {
     )
 }
 
-END_TO_END = {  # prompts of a whole step with sampling; the first kind ends early, the second at the limit
+END_TO_END = {  # prompts of a whole step with sampling, by how they end
     "sums": [f"What is {7 * i % 41 + 1} + {3 * i % 9 + 1}?" for i in range(64)],
+    "short": [f"Yes or no: is {7 * i % 41} larger than {3 * i % 29}?" for i in range(64)],
     "stories": [
         f"Tell me a long story about {thing}."
         for thing in (
