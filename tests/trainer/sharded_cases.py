@@ -86,6 +86,8 @@ def compare(world: World, path: Path, *, model: dict[str, Any], optimiser: dict[
         mover = Optimiser(policy.parameters, config, policy.placement)
         norms = updates(policy, mover, world.rank if sharded else None)
         scores = policy.score(SEQUENCES, 0.9)["logprob"]
+        itself = policy.distance(policy, SEQUENCES[world.rank * 3 :], 0.9)  # micro-batches differ in number
+        assert float(itself.abs().max()) < 1e-6
         sides[sharded] = (weights(policy), norms, held(policy, mover), scores, mover.state())
     (ours, norms, bytes_held, scores, state), (theirs, their_norms, whole, their_scores, their_state) = (
         sides[True],
