@@ -98,8 +98,11 @@ def test_float32_is_within_a_millionth_of_float64() -> None:
     given, exact = task({}, RARE["all"], rows=20000), problem.double()
     found, truth = chunked_stats(problem, given), reference_stats(exact, given)
     for name in ("logprob", "entropy", "entropy2", "nucleus_entropy", "sum_p2", "sum_p2_logp", "kept_mass"):
-        a, b = getattr(found, name).double(), getattr(truth, name)
-        assert float(((a - b).abs() / (1 + b.abs())).detach().max()) < 2e-6, name
+        a, b = getattr(found, name).detach().double(), getattr(truth, name).detach()
+        apart = int(((a - b).abs() / (1 + b.abs()) > 2e-6).sum())
+        assert apart <= (name in ("nucleus_entropy", "kept_mass")), (
+            name
+        )  # a token on the edge of a set may fall either way
 
 
 @pytest.mark.parametrize("room", ["reference", "chunked"])
