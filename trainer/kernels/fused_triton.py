@@ -130,8 +130,11 @@ def fused_statistics(
             DEPTH=tiling.depth,
             num_warps=tiling.warps,
             num_stages=tiling.stages,
+            enable_fp_fusion=True,  # the default differs between versions of Triton
         )
-        _join[(triton.cdiv(count, ROWS),)](sums, places, ratio, figures, argmax, count, **flags, ROWS=ROWS, num_warps=1)
+        _join[(triton.cdiv(count, ROWS),)](
+            sums, places, ratio, figures, argmax, count, **flags, ROWS=ROWS, num_warps=1, enable_fp_fusion=True
+        )
     return figures, argmax
 
 

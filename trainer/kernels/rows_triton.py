@@ -70,6 +70,7 @@ def row_statistics(
             KEPT=wants.min_p is not None,
             BLOCK=block(logits.shape[1], heavy=heavy),
             num_warps=WARPS,
+            enable_fp_fusion=True,  # the default differs between versions of Triton
         )
     return figures, argmax
 
@@ -118,6 +119,7 @@ def logits_gradient_(
             NUCLEUS=wants.top_p is not None,
             BLOCK=block(logits.shape[1], heavy=False),
             num_warps=WARPS,
+            enable_fp_fusion=True,  # the default differs between versions of Triton
         )
     return out
 
