@@ -19,8 +19,8 @@ from torch import Tensor
 from trainer.config import ModelConfig
 from trainer.distributed import World
 from trainer.errors import ResourceError
-from trainer.kernels import TokenStats
 from trainer.forward import choose
+from trainer.kernels import TokenStats
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.output import OutputLayer
 from trainer.placement import Sharded, Whole
