@@ -116,7 +116,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Return everything about one shape."""
     print(shape, file=sys.stderr, flush=True)
     entrants, _ = contenders()
-    entrants = {name: one for name, one in entrants.items() if options.only in name}
+    entrants = {name: one for name, one in entrants.items() if any(part in name for part in options.only)}
     rows: dict[str, dict[str, Any]] = {name: {} for name in entrants}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in entrants}
     with tempfile.TemporaryDirectory() as name_of_folder:
@@ -211,7 +211,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu where other work shares the cores.")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
-    parser.add_argument("--only", default="", help="Only contenders whose name contains this.")
+    parser.add_argument("--only", nargs="+", default=[""], help="Only contenders whose name contains one of these.")
+    parser.add_argument("--shape", default="", help="Only shapes whose name contains this, as N=2,048.")
     parser.add_argument("--json", type=Path, help="Also write all figures here.")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,7 +224,7 @@ def main() -> None:
     missing = contenders()[1]
     whole: dict[str, Any] = {"machine": machine(options), "missing": missing, "results": []}
     print(whole["machine"], *(f"Left out: {name}, because {why}." for name, why in missing.items()), sep="\n\n")
-    for shape in GRIDS[options.grid]:
+    for shape in (shape for shape in GRIDS[options.grid] if options.shape in str(shape)):
         whole["results"].append(measure(shape, options))
         print("\n" + table(whole["results"][-1]), flush=True)
         if options.json:
