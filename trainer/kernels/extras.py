@@ -66,9 +66,9 @@ def linear_extras(
     mean_logit weighs the whole vocabulary alike and is had from the mean row of the weight (no sweep, but for a
     soft-cap), and top5_prob has to select, so it costs a sweep of its own.
     """
-    wanted = {option: options[option] for name, option in OPTIONS.items() if name in names}
+    wanted: dict[str, Any] = {option: options[option] for name, option in OPTIONS.items() if name in names}
     found: dict[str, Tensor] = {}
-    head = {"bias": bias, "temperature": temperature, "logit_scale": logit_scale, "softcap": softcap}
+    head: dict[str, Any] = {"bias": bias, "temperature": temperature, "logit_scale": logit_scale, "softcap": softcap}
     if any(name in FIELDS for name in names):
         stats = linear_logprob_entropy(
             hidden, weight, target, **head, **wanted,
@@ -76,7 +76,8 @@ def linear_extras(
             nucleus_crossing=bool(options.get("nucleus_crossing")),
             room=room, keep_bytes=keep_bytes, chunk_bytes=chunk_bytes,
         )  # fmt: skip
-        found = {name: FIELDS[name](stats, temperature) for name in names if name in FIELDS}
+        fields = {name: FIELDS[name](stats, temperature) for name in names if name in FIELDS}
+        found = {name: value for name, value in fields.items() if value is not None}
     if "mean_logit" in names and softcap is None:
         found["mean_logit"] = _mean_logit(hidden, weight, bias) * logit_scale / temperature
     rest = [name for name in names if name not in found]

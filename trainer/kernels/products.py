@@ -8,6 +8,7 @@ result is a gradient of that dtype; its logits would come out rounded, so they d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def _multiply_(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False) -
     """Write left @ right, of one dtype, into `out` of this or another one, or add it there."""
     if out.dtype != left.dtype and not (out.is_cuda and out.dtype.itemsize > left.dtype.itemsize):
         return out.add_(left @ right) if add else out.copy_(left @ right)
-    wide = {} if out.dtype == left.dtype else {"out_dtype": out.dtype}
+    wide: dict[str, Any] = {} if out.dtype == left.dtype else {"out_dtype": out.dtype}
     if add:
         return torch.addmm(out, left, right, **wide, out=out)
     return torch.mm(left, right, **wide, out=out)

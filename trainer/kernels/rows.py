@@ -192,6 +192,7 @@ def _cut(u: Tensor, log_sum: Tensor, count: int, wants: Wants) -> tuple[Tensor, 
     ordered = u.topk(count, dim=-1).values
     p = (ordered - log_sum[:, None]).exp()
     mass = p.cumsum(-1)
+    assert wants.top_p is not None
     size = ((mass - p if wants.crossing else mass) < wants.top_p).sum(-1, keepdim=True)
     last = ordered.gather(1, (size - 1).clamp(min=0))
     reach = (ordered >= last).sum(-1, keepdim=True)  # with the ties

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -32,8 +32,10 @@ class TokenStats:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
         """Return the same with every statistic that is there replaced by `change` of it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TokenStats(**{name: None if value is None else change(value) for name, value in values.items()})
+        there: dict[str, Tensor] = {
+            field.name: change(value) for field in fields(self) if (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **there)
 
     def detach(self) -> TokenStats:
         """Return the same without gradients."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,4 +105,5 @@ def token_stats(figures: dict[str, Tensor], argmax: Tensor) -> TokenStats:
         "sum_p2", "sum_p2_logp", "entropy_gain", "logprob2", "entropy2", "kept_mass", "kept_logprob", "nucleus_entropy",
     )  # fmt: skip
     always = {name: figures[name] for name in ("logprob", "entropy", "lse", "max_logit")}
-    return TokenStats(**always, **{name: figures.get(name) for name in optional}, argmax=argmax)
+    given: dict[str, Any] = {name: figures.get(name) for name in optional}
+    return TokenStats(**always, **given, argmax=argmax)

@@ -112,4 +112,5 @@ def row_scalars(
 
 def second_ratio(inverse: Tensor, wants: Wants) -> Tensor:
     """Return what u is multiplied by at the second temperature, [n]."""
+    assert wants.second is not None
     return 1 / (inverse * wants.second)

@@ -165,7 +165,10 @@ class _Planner:
             {"gradients": before, "activations": kept + passing},
             {"gradients": whole + embedding, "activations": passing},
         ]
-        return {**self._resting(gathered=False), **max(moments, key=lambda moment: sum(moment.values()))}
+        fullest = moments[0]
+        for moment in moments[1:]:
+            fullest = moment if sum(moment.values()) > sum(fullest.values()) else fullest
+        return {**self._resting(gathered=False), **fullest}
 
     def save(self) -> dict[str, int]:
         """Adapters are added into a copy of the weights they change."""

@@ -121,7 +121,9 @@ class ObjectiveConfig(Settings):
             for knob, name in knob_fields(owner).items():
                 extra = type(owner).model_fields[name].json_schema_extra
                 shown = extra.get("show_if") if isinstance(extra, dict) else None
-                for field, value in (shown or {}).items() if knob in movers else ():
+                if knob not in movers or not isinstance(shown, dict):
+                    continue
+                for field, value in shown.items():
                     if getattr(owner, field) not in (value if isinstance(value, list) else [value]):
                         raise ValueError(
                             f"objective.parts: {movers[knob]} moves {knob}, which {owner.type} reads only with {field} "
