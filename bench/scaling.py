@@ -132,7 +132,7 @@ def main() -> None:
     tokens = {factor: sum(len(c.tokens.completion) for c in batch) for factor, batch in batches.items()}
     first = [median(one[name] for one in found[1]) for name in ("seconds", "bytes")]
     print(f"{CASE.name}; {bench.policy.forward.name}, up to {BUDGET:,} tokens; medians of {rounds}\n")
-    head = ["tokens", "", "s" if GPU else "CPU s", "ratio", "tokens/s", "peak MiB", "ratio", "logits would be, MiB"]
+    head = ["", "tokens", "s" if GPU else "CPU s", "ratio", "tokens/s", "peak MiB", "ratio", "logits would be, MiB"]
     print(table(head, (row(f, tokens[f], found[f], first, bench.policy.vocabulary) for f in factors)))
 
 
