@@ -219,7 +219,8 @@ def tables(out: Path, initial: float) -> str:
     cells = {(m, c): [r for r in runs if (r["method"], r["course"]) == (m, c)] for m in METHODS for c in COURSES}
 
     def grid(figure: Callable[[dict[str, Any]], float], shown: str = ".1f") -> str:
-        rows = [[m, *(mean_of(cells[m, c], figure, shown) for c in COURSES)] for m in METHODS]
+        shown_methods = [m for m in METHODS if any(cells[m, c] for c in COURSES)]
+        rows = [[m, *(mean_of(cells[m, c], figure, shown) for c in COURSES)] for m in shown_methods]
         return table(["", *COURSES], rows)
 
     measured = [r for r in runs if r["objective/entropy_variance"]]

@@ -6,8 +6,9 @@ shares its weights and an optimiser rescales them, so the flows count by gains t
 
     entropy' = entropy + policy_gain * policy_flow + exp(log_gain) * actuator_flow + drift
 
-The drift is what no flow explains. It takes the part of an integral: fed with the flows that really were, also those of
-a saturated actuator, it has nothing to wind up.
+The drift is what no flow explains, and it fades unless measurements renew it: an excess of the moment, planned with as
+if it would last, would swing entropy about a course that turns. It takes the part of an integral: fed with the flows
+that really were, also those of a saturated actuator, it has nothing to wind up.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ ENTROPY, POLICY, ACTUATOR, DRIFT = range(4)
 Matrix = list[list[float]]
 
 LEVEL_NOISE = 0.004  # what one step adds unpredictably, as a share of the entropy
-DRIFT_NOISE = 0.005  # how far the drift wanders in a step, as a share of the entropy
+DRIFT_NOISE = 0.01  # how far the drift wanders in a step, as a share of the entropy
 GAIN_NOISE = 0.02  # how far the gains wander in a step, as a share
+DRIFT_STAYS = 0.7  # share of the drift that is left a step later
 DRIFT_PRIOR = 0.01  # share of the entropy in a step
 SURPRISE = 4.0  # an innovation counts up to so many of its standard deviations
 GAIN_RANGE = 1000.0  # the actuator's gain stays within this factor of its prior
@@ -53,11 +55,20 @@ def predicted(state: dict[str, Any], policy: float, actuator: float) -> dict[str
         after[i][ENTROPY] = sum(after[i][k] * slope[k] for k in range(4))
     for i in range(1, 4):
         after[ENTROPY][i] = after[i][ENTROPY]
+    mean[DRIFT] *= DRIFT_STAYS
+    for i in range(4):
+        after[i][DRIFT] *= DRIFT_STAYS
+        after[DRIFT][i] *= DRIFT_STAYS  # and the variance twice
     level = max(mean[ENTROPY], 1e-3)
     noise = (LEVEL_NOISE * level, GAIN_NOISE * max(abs(mean[POLICY]), 0.1), GAIN_NOISE, DRIFT_NOISE * level)
     for i in range(4):
         after[i][i] += noise[i] ** 2
     return {**state, "mean": mean, "covariance": after}
+
+
+def drifted(state: dict[str, Any], steps: int) -> float:
+    """Return what the drift adds over the next steps, nats."""
+    return state["mean"][DRIFT] * sum(DRIFT_STAYS**step for step in range(steps))
 
 
 def corrected(state: dict[str, Any], measured: float, variance: float) -> dict[str, Any]:

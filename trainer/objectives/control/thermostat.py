@@ -228,7 +228,8 @@ class Thermostat(ScheduledTarget):
         else:
             late = self._late()  # steps' worth of flow that is still in the momentum
             own = policy_gain * scale * (policy * (1 + late) + expected * (self.horizon - late))
-            left = entropy + own + drift * (1 + self.horizon) + gain * scale * actuator * (1 + late)  # with it at rest
+            drifts = observer.drifted(state["filter"], 1 + self.horizon)
+            left = entropy + own + drifts + gain * scale * actuator * (1 + late)  # with it at rest
             missing = self._paced(aim, entropy, left) - left
             reach, origin = gain * scale * authority * (self.horizon - late), 0.0
         if abs(reach) < 1e-9:
