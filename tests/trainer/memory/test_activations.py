@@ -89,7 +89,8 @@ def test_a_run_says_what_was_expected_and_what_it_measured(tmp_path) -> None:
     assert values["memory/optimiser_bytes"] == pytest.approx(foretold["update"]["optimiser"], rel=0.001)
     assert values["memory/predicted_bytes"] == max(sum(parts.values()) for parts in foretold.values())
     assert 0 < values["memory/activations_bytes"] < foretold["update"]["activations"]
-    assert 0 < values["memory/logits_bytes"] <= foretold["update"]["head"]
+    heads = [parts.get("head", 0) for parts in foretold.values()]  # of the fullest moment of each phase
+    assert 0 < values["memory/logits_bytes"] <= max(heads)
     assert values["memory/peak_bytes"] > values["memory/weights_bytes"] + values["memory/optimiser_bytes"]
     if torch.__version__.endswith("+cpu"):  # other builds load other libraries
         assert values["memory/predicted_bytes"] == pytest.approx(values["memory/peak_bytes"], rel=0.15)
