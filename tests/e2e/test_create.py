@@ -33,8 +33,11 @@ def test_typing_is_judged_and_never_lost(open_page, alice):
     page.fill("[name='optimiser.minibatches_per_step']", "3")
     page.wait_for_selector("#panel:has-text('Ready to launch')")
     assert page.inner_text("#f-optimiser-minibatches_per_step-error") == ""
-    page.click("#panel summary")
+    page.click("#panel summary:has-text('Resolved config')")
     assert "prompts_per_step = 33" in page.inner_text("#resolved-toml")
+    page.fill("[name='sampling.prompts_per_step']", "36")
+    page.wait_for_selector("#resolved-toml:has-text('prompts_per_step = 36')")
+    assert page.is_visible("#resolved-toml"), "an answer folded what had been unfolded"
 
 
 def test_what_was_changed_is_marked_and_can_be_undone(open_page, alice):

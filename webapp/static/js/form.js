@@ -51,7 +51,20 @@ function writeErrors() {
   }
 }
 
+// An answer replaces the whole panel: what was unfolded there stays unfolded.
+const unfolded = new Set();
+
+function rememberFold(summary) {
+  if (summary.parentElement.open) unfolded.delete(summary.textContent);
+  else unfolded.add(summary.textContent);
+}
+
+function unfold() {
+  for (const summary of form.querySelectorAll("#panel summary")) summary.parentElement.open ||= unfolded.has(summary.textContent);
+}
+
 function refresh() {
+  unfold();
   writeErrors();
   showWhatMatters();
   markChanged();
@@ -65,6 +78,8 @@ form.addEventListener("input", (event) => {
 });
 
 form.addEventListener("click", (event) => {
+  const summary = event.target.closest("#panel summary");
+  if (summary) rememberFold(summary);
   const reset = event.target.closest("[data-reset]");
   if (reset) {
     const field = fieldOf(reset.dataset.reset);
