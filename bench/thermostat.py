@@ -141,7 +141,7 @@ def initial_entropy(out: Path) -> float:
     file = out / "initial.json"
     if not file.exists():
         with trainer(config({"preset": "grpo"}, 0, prompts=512), Silent()) as made:
-            completions = made.collector.collect(1, 1, slice(None), 1.0, None, {})
+            completions = made.collector.collect(made.steering.step(1), 1, {}, {})
             batch, _ = made.updater.scorer.start(completions, 1.0, {})
         file.write_text(json.dumps(float(batch.need("entropy").mean())))
     return json.loads(file.read_text())

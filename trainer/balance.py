@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.distributed import World
 
 WORTH = 1.02  # completions travel where the fullest process gets lighter by this factor

@@ -1,65 +1,31 @@
-"""Collecting a rollout batch: prompts to requests, generations to graded completions, watched tokens to live frames."""
+"""Collecting a rollout batch: a strategy's waves through the engine and the graders, into completions that train."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from trainer import events
+from trainer.completion import Completion, is_right
 from trainer.config import RunConfig
-from trainer.events import Frame
+from trainer.distributed import World
+from trainer.live_view import LiveView
+from trainer.objectives import Objective, Step
 from trainer.objectives.base import AuxiliaryPlan
 from trainer.policy import Trajectory
 from trainer.prompts import Prompts
 from trainer.rewards.pool import RewardPool
 from trainer.rewards.scoring import Scored
-from trainer.rollout import Chunk, Engine, Generation, GenRequest, Groups, SamplerSpec, TapSpec
+from trainer.rollout import Done, Engine, Generation, GenRequest, Pick, Prompt, SamplerSpec, Scene, TapSpec
 from trainer.rollout.sampling import seed_of
 from trainer.stream import Silent
 from trainer.tasks import Row
-from trainer.text import Detokenizer, PieceDecoder
+from trainer.text import Detokenizer
 
 WATCHED_PER_GROUP = 4  # several prompts side by side say more than one whole group
-MAX_PROMPT_CHARACTERS = 1 << 16
-UNSCORED = Scored(None)
 TRAIN, EVALUATE, GREEDY = 0, 1, 2  # purposes, so that their random numbers differ
-
-
-@dataclass
-class Completion:
-    """One completion of a step: `index` is its place in the step's order, over all processes."""
-
-    index: int
-    group: int
-    sample: int
-    auxiliary: bool
-    row: Row
-    tokens: Trajectory
-    engine_logprob: list[float]
-    finish_reason: str
-    text: str
-    offsets: list[int]
-    scored: Scored = UNSCORED
-    engine_entropy: list[float] = field(default_factory=list)
-    engine_moments: dict[str, list[float]] = field(default_factory=dict)
-
-    @property
-    def right(self) -> bool | None:
-        """Return whether the answer counts as right (see `is_right`)."""
-        return is_right(self.scored)
-
-
-def is_right(scored: Scored) -> bool | None:
-    """Return whether a graded sample is right: by the task's own check where it is rewarded, else reward > 1/2."""
-    if scored.reward is None:
-        return None
-    part = scored.parts.get("task")
-    return (part if part is not None else scored.reward) > 0.5
 
 
 class Collector:
@@ -73,135 +39,155 @@ class Collector:
         pool: RewardPool,
         detokenizer: Detokenizer,
         stream: Silent,
+        world: World,
+        objective: Objective,
     ) -> None:
-        self.config, self.prompts, self.engine = config, prompts, engine
-        self.pool, self.detokenizer, self.stream = pool, detokenizer, stream
+        self.config, self.prompts, self.engine, self.objective = config, prompts, engine, objective
+        self.pool, self.detokenizer, self.stream, self.world = pool, detokenizer, stream, world
+        self.special = frozenset(prompts.special_ids)
 
     def collect(
-        self,
-        step: int,
-        attempt: int,
-        share: slice,
-        temperature: float,
-        plan: AuxiliaryPlan | None,
-        times: dict[str, float],
-        *,
-        moments: bool = False,
+        self, step: Step, attempt: int, times: dict[str, float], figures: dict[str, float], *, moments: bool = False
     ) -> list[Completion]:
-        """Return the graded completions of the groups in `share`, ordered by index; adds to `times` (seconds).
+        """Return the graded completions of this process's groups, ordered by index.
 
-        `moments` asks the engine for the moments of each token's distribution.
+        Adds to `times` (seconds) and to `figures`. `moments` asks the engine for the moments of each token's
+        distribution.
         """
-        began = time.monotonic()
-        rows = self.prompts.of_step(step)
-        requests = self._requests(step, rows, share, temperature, plan, TapSpec(moments=moments))
-        self.stream.begin_step()
-        live = LiveView(
-            self.stream, attempt, step, self.detokenizer, requests, [self.prompts.train[row] for row in rows]
-        )
-        generations = self.engine.run(requests, live.chunks, live.progress)
-        live.end(generations)
-        completions = [
-            _completion(request, generation, self.prompts.train[rows[request.group]], self.detokenizer)
-            for request, generation in zip(requests, generations, strict=True)
-        ]
-        completions.sort(key=lambda completion: completion.index)
-        times["sample"] = time.monotonic() - began
-        began = time.monotonic()
-        self.stream.progress(step, "reward", 0, len(completions))
-        scored = self.pool.score([c.row for c in completions], [c.text for c in completions])
-        for completion, result in zip(completions, scored, strict=True):
-            completion.scored = result
-        times["reward"] = time.monotonic() - began
+        wave = Waves(self, step, attempt, TapSpec(moments=moments))
+        completions = wave.run()
+        times |= {"sample": wave.sampling, "reward": wave.grading}
+        figures |= wave.figures()
         return completions
 
-    def _requests(
-        self, step: int, rows: list[int], share: slice, temperature: float, plan: AuxiliaryPlan | None, tap: TapSpec
-    ) -> list[GenRequest]:
-        sampling, recording = self.config.sampling, self.config.recording
-        samples, groups = sampling.samples_per_prompt, sampling.prompts_per_step
-        extra = frozenset(range(math.ceil(plan.prompt_share * groups))) if plan else frozenset()
-        each = min(samples, WATCHED_PER_GROUP)
-        strategy = Groups(
-            [
-                GenRequest(
-                    id=0, group=group, sample=0, prompt_ids=self.prompts.train_ids[rows[group]], seed=0,
-                    max_new=sampling.max_completion_tokens,
-                    sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p), tap=tap,
-                )
-                for group in range(groups)[share]
-            ],
-            samples,
-            auxiliary_prompts=extra,
-            auxiliary_temperature=plan.temperature if plan else 1.0,
-            seed_of=lambda group, sample, aux: seed_of(self.config.seed, TRAIN, step, group, sample, int(aux)),
-            id_of=lambda group, sample, aux: (groups * aux + group) * samples + sample,
+
+class Waves:
+    """One step's rollouts: runs a strategy's waves until it is content."""
+
+    def __init__(self, collector: Collector, step: Step, attempt: int, tap: TapSpec) -> None:
+        self.collector, self.step, self.config = collector, step, collector.config
+        self.plan = collector.objective.auxiliary(step)
+        self.rows: dict[int, int] = {}  # group to row
+        self.strategy = collector.objective.strategy(self._scene(tap), step)
+        self.stream = collector.stream
+        self.live = LiveView(self.stream, attempt, step.step, collector.detokenizer)
+        self.done: list[Done] = []
+        self.known: dict[int, tuple[Done, Scored | None]] = {}  # by request id
+        self.sampling = self.grading = 0.0
+
+    def run(self) -> list[Completion]:
+        """Return the completions that train, graded, ordered by index."""
+        self.stream.begin_step()
+        wave = self.strategy.first_wave()
+        while wave:
+            self._generate(wave)
+            if self.strategy.grades:
+                self._grade([request.id for request in wave])
+            self.done = [self.known[one.request.id][0] for one in self.done]
+            wave = self.strategy.next_wave(self.done)
+        picks = self.strategy.finish(self.done)
+        self._grade([pick.done.request.id for pick in picks])
+        places = {pick.done.request.id: self._index(pick) for pick in picks}
+        completions = [self._completion(pick, places) for pick in picks]
+        return sorted(completions, key=lambda completion: completion.index)
+
+    def figures(self) -> dict[str, float]:
+        """Return the strategy's own figures."""
+        return self.strategy.figures()
+
+    def _scene(self, tap: TapSpec) -> Scene:
+        sampling, recording, step = self.config.sampling, self.config.recording, self.step
+        samples, each = sampling.samples_per_prompt, min(sampling.samples_per_prompt, WATCHED_PER_GROUP)
+        given = SamplerSpec(step.knobs["temperature"], sampling.top_p, sampling.top_k, sampling.min_p)
+        plan: AuxiliaryPlan | None = self.plan
+        return Scene(
+            step=step.step,
+            prompts=self._prompts(0),
+            samples=samples,
+            max_new=sampling.max_completion_tokens,
+            sampler_of=lambda sample: self.collector.objective.sampler(given, sample, samples, step),
+            tap=tap,
+            seed_of=lambda *parts: seed_of(self.config.seed, TRAIN, step.step, *map(int, parts)),
+            more=self._prompts,
+            special_ids=self.collector.special,
             watched=lambda group, sample: sample < each and group * each + sample < recording.live_samples,
+            auxiliary_groups=frozenset(range(math.ceil(plan.prompt_share * sampling.prompts_per_step)))
+            if plan
+            else frozenset(),
+            auxiliary_temperature=plan.temperature if plan else 1.0,
+        )
+
+    def _prompts(self, wave: int) -> tuple[Prompt, ...]:
+        """Return this process's prompts of a wave: those of the step, then further ones."""
+        prompts, world = self.collector.prompts, self.collector.world
+        rows = prompts.of_step(self.step.step, wave)
+        share = range(len(rows))[world.rank :: world.size]
+        first = wave * len(rows)
+        self.rows |= {first + place: rows[place] for place in share}
+        return tuple(Prompt(first + place, prompts.train_ids[rows[place]]) for place in share)
+
+    def _generate(self, wave: Sequence[GenRequest]) -> None:
+        began = time.monotonic()
+        texts = {request.group: self._row(request.group).prompt for request in wave}
+        self.live.wave(wave, texts)
+        generations = self.collector.engine.run(wave, self.live.chunks, self.live.progress)
+        self.live.end(generations)
+        for request, generation in zip(wave, generations, strict=True):
+            done = self._done(request, generation)
+            self.done.append(done)
+            self.known[request.id] = done, None
+        self.sampling += time.monotonic() - began
+
+    def _done(self, request: GenRequest, generation: Generation) -> Done:
+        at = len(request.prefix_ids)
+        parent = self.known[request.parent][0] if request.parent is not None else None
+        ids = (*request.prefix_ids, *generation.ids)
+        text, offsets = self.collector.detokenizer.decode(list(ids))
+        return Done(
+            request, generation, text, offsets, ids,
+            logprob=[*(parent.logprob[:at] if parent else []), *generation.logprob],
+            entropy=[*(parent.entropy[:at] if parent else []), *generation.entropy],
         )  # fmt: skip
-        return strategy.first_wave()
 
+    def _grade(self, ids: Sequence[int]) -> None:
+        """Grade those of the requests that are not graded yet."""
+        began = time.monotonic()
+        new = [self.known[index][0] for index in ids if self.known[index][1] is None]
+        self.stream.progress(self.step.step, "reward", 0, len(new))
+        rows = [self._row(done.request.group) for done in new]
+        scored = self.collector.pool.score(rows, [done.text for done in new]) if new else []
+        for done, result in zip(new, scored, strict=True):
+            graded = replace(done, reward=result.reward, right=is_right(result))
+            self.known[done.request.id] = graded, result
+        self.grading += time.monotonic() - began
 
-def _completion(request: GenRequest, generation: Generation, row: Row, detokenizer: Detokenizer) -> Completion:
-    text, offsets = detokenizer.decode(generation.ids)
-    return Completion(
-        index=request.id, group=request.group, sample=request.sample, auxiliary=request.auxiliary, row=row,
-        tokens=Trajectory(request.prompt_ids, tuple(generation.ids)), engine_logprob=generation.logprob,
-        finish_reason=generation.finish_reason, text=text, offsets=offsets,
-        engine_entropy=generation.entropy, engine_moments=generation.moments,
-    )  # fmt: skip
+    def _index(self, pick: Pick) -> int:
+        groups = self.config.sampling.prompts_per_step
+        return (groups * pick.auxiliary + pick.group) * self.strategy.most + pick.sample
 
+    def _completion(self, pick: Pick, places: dict[int, int]) -> Completion:
+        request = pick.done.request
+        done, scored = self.known[request.id]
+        assert scored is not None
+        at = len(request.prefix_ids)
+        counts: tuple[bool, ...] = ()
+        if at and pick.prefix == "masked":
+            counts = (False,) * at + (True,) * (len(done.ids) - at)
+        return Completion(
+            index=self._index(pick), group=pick.group, sample=pick.sample, auxiliary=pick.auxiliary,
+            row=self._row(request.group), tokens=Trajectory(request.prompt_ids, done.ids, counts),
+            engine_logprob=done.logprob, engine_entropy=done.entropy, engine_moments=self._moments(request.id),
+            finish_reason=done.generation.finish_reason, text=done.text, offsets=done.offsets, scored=scored,
+            parent=places.get(request.parent) if request.parent is not None else None, fork_at=request.fork_at,
+            version=done.generation.version,
+        )  # fmt: skip
 
-class LiveView:
-    """Writes the frames of one step's watched completions while they grow."""
+    def _moments(self, index: int) -> dict[str, list[float]]:
+        """Return a request's moments by name, those of its prefix in front."""
+        done = self.known[index][0]
+        at, parent = len(done.request.prefix_ids), done.request.parent
+        before: dict[str, Any] = self._moments(parent) if at and parent is not None else {}
+        return {name: [*before.get(name, [])[:at], *own] for name, own in done.generation.moments.items()}
 
-    def __init__(
-        self,
-        stream: Silent,
-        attempt: int,
-        step: int,
-        detokenizer: Detokenizer,
-        requests: Sequence[GenRequest],
-        rows: list[Row],
-    ) -> None:
-        self.stream, self.attempt, self.step = stream, attempt, step
-        self.watched = {request.id: request for request in requests if request.watch}
-        self.decoders: dict[int, PieceDecoder] = {index: detokenizer.decoder() for index in self.watched}
-        self._progressed = 0.0
-        for request in self.watched.values():
-            prompt = rows[request.group].prompt[:MAX_PROMPT_CHARACTERS]
-            self._frame(
-                events.KIND_PROMPT, request.id, {"group": request.group, "sample": request.sample, "prompt": prompt}
-            )
-
-    def chunks(self, chunks: Sequence[Chunk]) -> None:
-        """Write a TOKENS frame for each chunk."""
-        for chunk in chunks:
-            texts = [self.decoders[chunk.id].feed(index).encode()[:65535] for index in chunk.ids]
-            payload = b"".join([
-                np.asarray(chunk.ids, "<u4").tobytes(),
-                np.asarray([len(text) for text in texts], "<u2").tobytes(),
-                np.asarray(chunk.entropy, "<f2").tobytes(),
-                np.asarray(chunk.logprob, "<f4").clip(-65504, 0).astype("<f2").tobytes(),
-                *texts,
-            ])  # fmt: skip
-            if len(payload) <= events.FRAME_MAX_PAYLOAD:
-                count = len(chunk.ids)
-                self.stream.frame(
-                    Frame(events.KIND_TOKENS, self.attempt, self.step, chunk.id, chunk.first, count, payload)
-                )
-
-    def progress(self, done: int, total: int) -> None:
-        """Write a progress frame, at most ten a second."""
-        now = time.monotonic()
-        if done == total or now - self._progressed >= 0.1:
-            self.stream.progress(self.step, "sample", done, total)
-            self._progressed = now
-
-    def end(self, generations: Sequence[Generation]) -> None:
-        """Write why each watched completion ended."""
-        for generation in generations:
-            if generation.id in self.watched:
-                self._frame(events.KIND_END, generation.id, {"finish_reason": generation.finish_reason})
-
-    def _frame(self, kind: int, rollout: int, content: dict[str, object]) -> None:
-        self.stream.frame(Frame(kind, self.attempt, self.step, rollout, payload=json.dumps(content).encode()))
+    def _row(self, group: int) -> Row:
+        return self.collector.prompts.train[self.rows[group]]

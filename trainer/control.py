@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from trainer.config import RunConfig
 from trainer.events import Control, KnobSpec, RunFolder
 from trainer.objectives import Knob, Objective, Observation, Step
-from trainer.objectives.base import AuxiliaryPlan
 from trainer.stream import Silent
 
 
@@ -101,10 +100,6 @@ class Steering:
             max_completion_tokens=self.config.sampling.max_completion_tokens,
             memory=self.controllers,
         )
-
-    def plan(self, number: int) -> AuxiliaryPlan | None:
-        """Return the extra rollouts of a step."""
-        return self.objective.auxiliary(self.step(number))
 
     def target(self, number: int) -> tuple[float, float] | None:
         """Return the entropy band aimed at in a step, nats."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from trainer.collect import EVALUATE, GREEDY, is_right
+from trainer.collect import EVALUATE, GREEDY
+from trainer.completion import is_right
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.evaluation_metrics import Sample, avg_at_k, summary

@@ -58,7 +58,9 @@ class Trainer:
         rollouts = engine(config.sampling.engine, self.policy)
         self.old_logprobs = old_logprobs(config, rollouts.caps)
         detokenizer = self.policy.detokenizer
-        self.collector = Collector(config, self.prompts, rollouts, self.pool, detokenizer, stream)
+        self.collector = Collector(
+            config, self.prompts, rollouts, self.pool, detokenizer, stream, world, self.objective
+        )
         self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
         self.optimiser = Optimiser(self.policy.parameters, config.optimiser, self.policy.placement)
         reference = None
@@ -85,27 +87,25 @@ class Trainer:
                 if self.signalled:
                     return "interrupted", f"asked to end after step {self.done}; a checkpoint was written"
                 return "stopped", f"stopped on request after step {self.done}; a checkpoint was written"
-            began, times = time.monotonic(), dict[str, float]()
+            began, times, figures = time.monotonic(), dict[str, float](), dict[str, float]()
+            settings = self.steering.step(step)
+            settings.vocabulary = self.policy.vocabulary
             temperature = self.steering.knobs["temperature"]
-            plan = self.steering.plan(step)
-            share = slice(self.world.rank, None, self.world.size)
 
             recorded = self.recorder.due(step)
             sampled, moments = self._sources(recorded)
+            self.collector.engine.sync_weights(step - 1)
             with self.policy.gathered():
-                completions = self.collector.collect(
-                    step, self.attempt, share, temperature, plan, times, moments=moments
-                )
+                completions = self.collector.collect(settings, self.attempt, times, figures, moments=moments)
             completions = balanced(completions, self.world, self.config.optimiser.minibatches_per_step)
             self.stream.progress(step, "update", 0, 1)
-            settings = self.steering.step(step)
-            settings.vocabulary = self.policy.vocabulary
             minibatches = self.config.optimiser.minibatches_per_step
             also = RECORDED if recorded else ()
             update = self.updater.update(
                 completions, settings, minibatches, temperature, times, also=also, sampled=sampled
             )
             metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
+            metrics |= _means(self.world.gather(figures))
             self.health.check(step, update, *ungraded(completions, self.world))
             if recorded:
                 self.recorder.record(step, completions, update, settings, self.stream, self.attempt)
@@ -121,8 +121,9 @@ class Trainer:
         return "finished", f"all {total} steps done"
 
     def close(self) -> None:
-        """End the children that grade."""
+        """End the children that grade and what the engine holds."""
         self.pool.close()
+        self.collector.engine.close()
 
     # -- before and between steps -------------------------------------------------------------------------------
 
@@ -278,6 +279,13 @@ class Trainer:
             self.complaints.append(
                 f"{path.name} was written under another config; the run goes on under the present one"
             )
+
+
+def _means(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over the processes that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    values = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def line(step: int, total: int, metrics: dict[str, float]) -> str:

@@ -37,6 +37,7 @@ class Prompts:
             raise ConfigError("task: there is no training prompt; choose a data set with at least one row", "task")
         self.train_ids = encode(tokenizer, config.task, self.train)
         self.held_out_ids = encode(tokenizer, config.task, self.held_out)
+        self.special_ids: list[int] = list(tokenizer.all_special_ids)
         self._check(config, context)
 
     def _check(self, config: RunConfig, context: int | None) -> None:
@@ -57,8 +58,14 @@ class Prompts:
                 field,
             )
 
-    def of_step(self, step: int) -> list[int]:
-        """Return the rows of a step, counted from 1: each epoch is another permutation of all rows, none is skipped."""
+    def of_step(self, step: int, wave: int = 0) -> list[int]:
+        """Return the rows of a step, counted from 1: each epoch is another permutation of all rows, none is skipped.
+
+        Later waves of a step that asks for further prompts are drawn at random, so that no step moves another's.
+        """
+        if wave:
+            chance = random.Random(f"wave {self.seed} {step} {wave}")
+            return [chance.randrange(len(self.train)) for _ in range(self.per_step)]
         start = (step - 1) * self.per_step
         return [self._row(start + offset) for offset in range(self.per_step)]
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.events import RunFolder

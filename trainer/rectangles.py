@@ -22,10 +22,15 @@ PASS_TOKENS = 64
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Token ids of one prompt and its completion."""
+    """Token ids of one prompt and its completion.
+
+    `counts` says which completion tokens the step learns from, empty for all of them; the others are context: the model
+    reads them and nothing else sees them (prefixes of forks, what tools say).
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+    counts: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.evaluation_metrics import distinct_right
 from trainer.objectives import Observation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import TokenBatch
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.kernels import EXTRAS
 from trainer.layout import Layout

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 
 TOKEN_TEXT = ("planning", "trigger")
 COMPLETION_FACTS = ("think_end", "answer", "correct", "copied", "task", "trajectory", "turn")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import TokenBatch
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.layout import Layout
 from trainer.objectives import Objective, Outcome, Step

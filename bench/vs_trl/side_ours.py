@@ -140,7 +140,7 @@ def built(settings: RunConfig, folder: Path) -> Any:
 
 def completions(recorded: dict[str, Any], policy: Any) -> list[Any]:
     """Return recorded rollouts as graded completions, with what sampling would have said of their tokens."""
-    from trainer.collect import Completion
+    from trainer.completion import Completion
     from trainer.policy import Trajectory
     from trainer.rewards.scoring import Scored
     from trainer.tasks import Row

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.config import ModelConfig, RunConfig
 from trainer.distributed import World
 from trainer.models import resolve

@@ -12,7 +12,7 @@ import torch
 
 from tests.trainer.runs import ROOT
 from trainer.balance import balanced, costs, deal, fullest
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.config import ModelConfig
 from trainer.layout import Layout
 from trainer.policy import Policy

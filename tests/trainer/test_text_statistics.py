@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.policy import Trajectory
 from trainer.rewards.scoring import Scored
 from trainer.tasks import Row

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from trainer.batch import TokenBatch
 
 Stage = Literal[
+    "prompting",
+    "rollout",
+    "decoding",
     "sampling",
     "reward_shaper",
     "normaliser",

@@ -12,7 +12,14 @@ from trainer.objectives.base import STAGES, ObjectivePart
 from trainer.objectives.registry import PARTS, PRESETS
 from trainer.part import Settings, setting
 
-EXCLUSIVE = ("normaliser", "surrogate", "aggregation", "sampling")  # one part; a given one replaces the preset's
+EXCLUSIVE = (
+    "normaliser",
+    "surrogate",
+    "aggregation",
+    "sampling",
+    "rollout",
+    "prompting",
+)  # one part; a given one replaces the preset's
 REQUIRED = ("normaliser", "surrogate", "aggregation")
 
 if TYPE_CHECKING:

@@ -17,9 +17,11 @@ from trainer.objectives.stages import (
     Blend,
     ClipRange,
     Controller,
+    Decoding,
     Normaliser,
     Regulariser,
     RewardShaper,
+    Rollout,
     SampleFilter,
     Sampling,
     SequenceMultiplier,
@@ -29,12 +31,14 @@ from trainer.objectives.stages import (
     TokenShaper,
     TokenWeight,
 )
+from trainer.rollout.groups import Groups
 from trainer.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.batch import TokenBatch
+    from trainer.rollout.base import SamplerSpec, Scene, Strategy
 
 Kind = TypeVar("Kind", bound=ObjectivePart)
 
@@ -261,6 +265,18 @@ class Objective:
         """Return the extra rollouts wanted for the coming step, or None."""
         plans = (part.plan(self._in_force(step)) for part in self._all(Sampling))
         return next(plans, None)
+
+    def strategy(self, scene: Scene, step: Step) -> Strategy:
+        """Return what plans the rollouts of one step: the rollout part's strategy, or plain groups."""
+        found = (part.strategy(scene, self._in_force(step)) for part in self._all(Rollout))
+        return next(found, None) or Groups(scene)
+
+    def sampler(self, given: SamplerSpec, sample: int, samples: int, step: Step) -> SamplerSpec:
+        """Return how the sample of this number among the group's is drawn."""
+        step = self._in_force(step)
+        for part in self._all(Decoding):
+            given = part.sampler(given, sample, samples, step)
+        return given
 
 
 def knob_of(part: ObjectivePart, name: str, field: str) -> Knob:

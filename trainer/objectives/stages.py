@@ -12,6 +12,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.batch import TokenBatch
+    from trainer.rollout.base import SamplerSpec, Scene, Strategy
+
+
+class Prompting(ObjectivePart):
+    """Words a prompt otherwise each time it is drawn; the whole group shares the wording."""
+
+    stage: ClassVar[Stage] = "prompting"
+
+    def templates(self) -> dict[str, str]:
+        """Return the wordings by name: texts in which {prompt} stands for the prompt as the task words it."""
+        raise NotImplementedError
+
+
+class Rollout(ObjectivePart):
+    """Decides which completions are generated, from which prefix and how many, and which of them train."""
+
+    stage: ClassVar[Stage] = "rollout"
+
+    def strategy(self, scene: Scene, step: Step) -> Strategy:
+        """Return the strategy of one step of one process."""
+        raise NotImplementedError
+
+
+class Decoding(ObjectivePart):
+    """Changes the distribution tokens are drawn from; what the policy is compared with stays the policy itself."""
+
+    stage: ClassVar[Stage] = "decoding"
+
+    def sampler(self, given: SamplerSpec, sample: int, samples: int, step: Step) -> SamplerSpec:
+        """Return how the sample of this number among the group's is drawn, given how it would be without this part."""
+        raise NotImplementedError
 
 
 class Sampling(ObjectivePart):

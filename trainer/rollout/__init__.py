@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.rollout.base import Caps, Chunk, Engine, Generation, GenRequest, Groups, SamplerSpec, Strategy, TapSpec
+from trainer.rollout.base import (
+    Caps,
+    Chunk,
+    Done,
+    Engine,
+    Generation,
+    GenRequest,
+    Pick,
+    Prompt,
+    SamplerSpec,
+    Scene,
+    Strategy,
+    TapSpec,
+)
 
 if TYPE_CHECKING:
     from trainer.policy import Policy
@@ -12,11 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Caps",
     "Chunk",
+    "Done",
     "Engine",
     "GenRequest",
     "Generation",
-    "Groups",
+    "Pick",
+    "Prompt",
     "SamplerSpec",
+    "Scene",
     "Strategy",
     "TapSpec",
     "engine",

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-FinishReason = Literal["stop", "length"]
+from trainer.rollout.modifiers import Modifier
+
+FinishReason = Literal["stop", "length", "pruned"]  # pruned: a strategy cut it off
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,14 @@ class SamplerSpec:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    modifiers: tuple[Modifier, ...] = ()  # applied in order to each token's logits, before truncation
+
+    @property
+    def plain(self) -> bool:
+        """Return whether tokens come from the whole policy at its temperature: nothing bends or truncates it."""
+        whole = self.top_p >= 1 and not self.top_k and not self.min_p and self.typical_p >= 1
+        return whole and not self.modifiers
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,12 @@ class Chunk:
 class Generation:
     """What a request became; prefix tokens are not repeated.
 
-    `logprob` is the raw policy's at the sampling temperature, before top-p, top-k and min-p; `entropy` is of the same
-    distribution, in nats; `estimator` names how it was taken. `moments` holds the MOMENTS (trainer/statistics) of that
-    distribution by name where the request's tap asked for them.
+    `logprob` is the raw policy's at the sampling temperature, before modifiers, top-p, top-k, min-p and typical-p;
+    `entropy` is of the same distribution, in nats; `estimator` names how it was taken. Where it is "bounds", `low` and
+    `high` hold the interval that the likeliest tokens leave and `entropy` its middle. `behaviour` is the log-prob under
+    the distribution really drawn from, empty where the sampler is plain. `moments` holds the MOMENTS
+    (trainer/statistics) by name where the request's tap asked for them. `version` counts the weights it was drawn with:
+    the number of updates behind them.
     """
 
     id: int
@@ -82,6 +95,29 @@ class Generation:
     finish_reason: FinishReason
     estimator: Literal["exact", "bounds", "none"] = "exact"
     moments: dict[str, list[float]] = field(default_factory=dict)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    behaviour: list[float] = field(default_factory=list)
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A request that came back, as a strategy sees it: its text, and its grade where the strategy `grades`.
+
+    `text` and `offsets` (where each token's text begins, UTF-8 bytes) are of prefix and new tokens together, and so are
+    `ids`, `logprob` and `entropy`. `reward` is None where it was not graded or could not be.
+    """
+
+    request: GenRequest
+    generation: Generation
+    text: str
+    offsets: list[int]
+    ids: tuple[int, ...]
+    logprob: list[float]
+    entropy: list[float]
+    reward: float | None = None
+    right: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +129,7 @@ class Caps:
     prefix: bool
     in_process: bool
     topk_max: int = 0
-    step_control: bool = False
+    modifiers: bool = True
     moments: bool = False
 
 
@@ -115,52 +151,107 @@ class Engine(Protocol):
         """Return the engine's own statistics of the prefix tokens of each request, teacher-forced."""
         ...
 
-    def sync_weights(self) -> None:
-        """Take over the trainer's weights."""
+    def sync_weights(self, version: int) -> None:
+        """Take over the trainer's weights, after so many updates."""
         ...
 
     def probe(self) -> float:
         """Return the largest difference between the engine's and the trainer's log-probs on a fixed text, nats."""
         ...
 
+    def close(self) -> None:
+        """Give back memory and processes; may be called twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of this process's share: its group in the step, its token ids, and the name of its template."""
+
+    group: int
+    ids: tuple[int, ...]
+    template: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a strategy plans a step with.
+
+    `sampler_of(sample)` says how the group's sample of this number is drawn. `seed_of` makes a request's seed from
+    whole numbers that tell it from every other of the step. `more(wave)`, wave from 1, gives further prompts, as many
+    as `prompts`, with groups never used before in the step.
+    """
+
+    step: int
+    prompts: tuple[Prompt, ...]
+    samples: int
+    max_new: int
+    sampler_of: Callable[[int], SamplerSpec]
+    tap: TapSpec
+    seed_of: Callable[..., int]
+    more: Callable[[int], tuple[Prompt, ...]]
+    special_ids: frozenset[int] = frozenset()
+    watched: Callable[[int, int], bool] = field(default=lambda group, sample: False)
+    auxiliary_groups: frozenset[int] = frozenset()  # groups sampled once more, at another temperature
+    auxiliary_temperature: float = 1.0
+
+    def request(self, id: int, prompt: Prompt, sample: int, *seed: int, auxiliary: bool = False) -> GenRequest:
+        """Return a request for a whole completion of a prompt, drawn as its sample number says."""
+        sampler = self.sampler_of(sample)
+        if auxiliary:
+            sampler = replace(sampler, temperature=self.auxiliary_temperature)
+        return GenRequest(
+            id=id, group=prompt.group, sample=sample, prompt_ids=prompt.ids, seed=self.seed_of(*seed),
+            max_new=self.max_new, sampler=sampler, tap=self.tap, auxiliary=auxiliary,
+            watch=not auxiliary and self.watched(prompt.group, sample),
+        )  # fmt: skip
+
+    def fork(self, id: int, parent: Done, at: int, sample: int, *seed: int) -> GenRequest:
+        """Return a request that goes on from the first `at` tokens of a completion; token `at` is drawn anew."""
+        old = parent.request
+        return replace(
+            old, id=id, sample=sample, seed=self.seed_of(*seed), max_new=self.max_new - at, prefix_ids=parent.ids[:at],
+            parent=old.id, fork_at=at, sampler=self.sampler_of(sample), watch=self.watched(old.group, sample),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A completion that enters the step: its place there, and which of its tokens count.
+
+    `prefix` says whether tokens taken from the parent are trained on: "masked" keeps them out of the batch, "counted"
+    lets them in once for each completion that passes through them.
+    """
+
+    done: Done
+    group: int
+    sample: int
+    prefix: Literal["masked", "counted"] = "masked"
+    auxiliary: bool = False
+
 
 class Strategy(Protocol):
-    """Plans waves; `next_wave` returns an empty list when the step's rollouts are complete."""
+    """Plans waves of requests of this process's prompts. Request ids are its own, unique within process and step.
+
+    `grades` says whether `next_wave` and `finish` read rewards, `most` how many completions a group has at most.
+    """
+
+    @property
+    def grades(self) -> bool: ...
+
+    @property
+    def most(self) -> int: ...
 
     def first_wave(self) -> list[GenRequest]: ...
 
-    def next_wave(self, done: Sequence[Generation]) -> list[GenRequest]: ...
+    def next_wave(self, done: Sequence[Done]) -> list[GenRequest]:
+        """Return what to generate next, given all that came back so far; empty where the step is complete."""
+        ...
 
+    def finish(self, done: Sequence[Done]) -> list[Pick]:
+        """Return what the step trains on: (group, auxiliary, sample) are unique, groups those of `Scene.prompts`."""
+        ...
 
-@dataclass
-class Groups:
-    """The plain strategy: `samples` completions of each prompt, of some as many again at another temperature."""
-
-    prompts: Sequence[GenRequest]  # one template for each prompt
-    samples: int
-    auxiliary_prompts: frozenset[int] = frozenset()  # groups that get the extra wave
-    auxiliary_temperature: float = 1.0
-    seed_of: Callable[[int, int, bool], int] = field(default=lambda group, sample, auxiliary: 0)
-    id_of: Callable[[int, int, bool], int] = field(default=lambda group, sample, auxiliary: 0)
-    watched: Callable[[int, int], bool] = field(default=lambda group, sample: False)
-
-    def first_wave(self) -> list[GenRequest]:
-        """Return all requests at once: the extra completions do not depend on the main ones."""
-        main = [self._request(prompt, sample, False) for prompt in self.prompts for sample in range(self.samples)]
-        chosen = [prompt for prompt in self.prompts if prompt.group in self.auxiliary_prompts]
-        return main + [self._request(prompt, sample, True) for prompt in chosen for sample in range(self.samples)]
-
-    def next_wave(self, done: Sequence[Generation]) -> list[GenRequest]:
-        return []
-
-    def _request(self, prompt: GenRequest, sample: int, auxiliary: bool) -> GenRequest:
-        sampler = replace(prompt.sampler, temperature=self.auxiliary_temperature) if auxiliary else prompt.sampler
-        return replace(
-            prompt,
-            id=self.id_of(prompt.group, sample, auxiliary),
-            sample=sample,
-            seed=self.seed_of(prompt.group, sample, auxiliary),
-            sampler=sampler,
-            auxiliary=auxiliary,
-            watch=not auxiliary and self.watched(prompt.group, sample),
-        )
+    def figures(self) -> dict[str, float]:
+        """Return the strategy's own figures of the step, by metric name `rollout/...`."""
+        ...

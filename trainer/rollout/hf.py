@@ -50,11 +50,16 @@ class HfEngine:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.version = 0
         self.rows = DECODE_ROWS  # halved when memory runs out
         self._kinds: list[type[Rows]] = []
 
-    def sync_weights(self) -> None:
-        """Nothing to do: the weights are the trainer's."""
+    def sync_weights(self, version: int) -> None:
+        """Nothing to copy: the weights are the trainer's."""
+        self.version = version
+
+    def close(self) -> None:
+        """Nothing to give back: the model is the trainer's."""
 
     def probe(self) -> float:
         """Return 0: there is one model."""
@@ -97,7 +102,7 @@ class HfEngine:
             gc.collect()
             if self.policy.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return ledger.generations()
+        return ledger.generations(self.version)
 
     def _fitting(self, columns: int) -> int:
         """Return how many rows of so many tokens the key-value budget holds."""

@@ -95,11 +95,11 @@ class Ledger:
         logprob, entropy = self.known[index, start:end, :2].T.tolist()
         return Chunk(request.id, len(request.prefix_ids) + start, self.ids[index, start:end].tolist(), logprob, entropy)
 
-    def generations(self) -> list[Generation]:
-        """Return what the requests became, in order."""
-        return [self._generation(index) for index in range(len(self.requests))]
+    def generations(self, version: int = 0) -> list[Generation]:
+        """Return what the requests became, in order, under weights of this version."""
+        return [self._generation(index, version) for index in range(len(self.requests))]
 
-    def _generation(self, index: int) -> Generation:
+    def _generation(self, index: int, version: int) -> Generation:
         length = int(self.lengths[index])
         known = dict(zip(self.names, self.known[index, :length].T.tolist(), strict=True))
         return Generation(
@@ -109,4 +109,5 @@ class Ledger:
             known.pop("entropy"),
             "stop" if self.stopped[index] else "length",
             moments=known,
+            version=version,
         )

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trainer.batch import TokenBatch
-from trainer.collect import Completion
+from trainer.completion import Completion
 from trainer.config import load
 from trainer.errors import ConfigError
 from trainer.events import RunFolder
