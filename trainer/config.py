@@ -66,6 +66,48 @@ class ModelConfig(Settings):
     lora: LoraConfig = setting(LoraConfig(), help="Low-rank adapters.")
 
 
+class ServerConfig(Settings):
+    """Generation in a process of its own: on other GPUs, on another host, or while the step before is learned."""
+
+    enabled: bool = setting(False, help="Generate in a server process instead of inside the trainer.")
+    address: str = setting(
+        "",
+        help="HOST:PORT of a server that somebody else runs; empty starts one with the run and ends it with the run.",
+        pattern=r"^$|^\S+:\d{1,5}$",
+        max_length=300,
+        show_if={"enabled": True},
+        advanced=True,
+    )
+    gpus: int = setting(
+        0, help="GPUs the server gets, leased besides the trainer's.", ge=0, le=64, show_if={"enabled": True}
+    )
+    weights: Literal["folder", "broadcast"] = setting(
+        "folder",
+        help="How new weights reach the server. folder: as safetensors in the run folder, which both must see; "
+        "broadcast: from memory to memory, over NCCL where both hold GPUs.",
+        show_if={"enabled": True},
+        advanced=True,
+    )
+    timeout: float = setting(
+        300.0,
+        help="Seconds without a single new token after which the server counts as hung.",
+        unit="seconds",
+        gt=0,
+        le=86400,
+        show_if={"enabled": True},
+        advanced=True,
+    )
+    start_timeout: float = setting(
+        900.0,
+        help="Seconds the server may take to load the model.",
+        unit="seconds",
+        gt=0,
+        le=86400,
+        show_if={"enabled": True},
+        advanced=True,
+    )
+
+
 class SamplingConfig(Settings):
     """How rollouts are drawn."""
 
@@ -95,6 +137,16 @@ class SamplingConfig(Settings):
     )
     engine: Literal["hf"] = setting(
         "hf", help="What generates: hf decodes with the training model itself and gives exact entropy.", advanced=True
+    )
+    server: ServerConfig = setting(ServerConfig(), help="Generation in a process of its own.")
+    staleness: int = setting(
+        0,
+        help="Updates by which the weights that sample may lag behind: 1 samples the next step while this one is "
+        "learned, which takes a server.",
+        unit="steps",
+        ge=0,
+        le=1,
+        advanced=True,
     )
 
 
@@ -243,6 +295,28 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _server_fits(self) -> RunConfig:
+        server = self.sampling.server
+        if not server.enabled:
+            if self.sampling.staleness:
+                raise ValueError(
+                    "sampling.staleness: the trainer itself cannot sample while it learns; turn on "
+                    "sampling.server.enabled, or choose 0"
+                )
+            return self
+        if server.address and server.gpus:
+            raise ValueError(
+                f"sampling.server.gpus: the server at {server.address} has its own GPUs and none are leased for it; "
+                "choose 0"
+            )
+        if self.resources.gpus and not server.gpus and not server.address:
+            raise ValueError(
+                "sampling.server.gpus: a run on GPUs needs at least one for its server; choose 1 or more, or turn "
+                "sampling.server.enabled off to generate on the trainer's"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shards_go_somewhere(self) -> RunConfig:
         if self.resources.sharding == "none":
             return self
@@ -271,6 +345,11 @@ class RunConfig(Settings):
                 "processes; choose a multiple of the number of GPUs or processes"
             )
         return self
+
+
+def leased_gpus(config: RunConfig) -> int:
+    """Return how many GPUs a run needs in all: the trainer's, then those of a server that starts with it."""
+    return config.resources.gpus + (config.sampling.server.gpus if config.sampling.server.enabled else 0)
 
 
 def dotted(location: tuple[int | str, ...]) -> str:

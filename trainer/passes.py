@@ -24,6 +24,8 @@ OWN_PASS = frozenset({"gradient_feature"})  # computed apart, whatever the log-p
 
 def needs_scoring(config: RunConfig) -> str:
     """Return why sampling alone cannot give what the objective reads, or ""."""
+    if config.sampling.staleness:
+        return "with sampling.staleness, other weights sampled than those at the step's start"
     updates = config.optimiser.minibatches_per_step
     if updates > 1:
         return f"a step takes {updates} updates, and the later ones are compared with its start"

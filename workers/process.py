@@ -108,8 +108,9 @@ def trainer() -> list[str]:
 
 
 def processes(run: Run) -> int:
-    """Return how many trainer processes the run wants: one for each GPU, else as configured."""
-    return run.gpus_wanted or int(run.config.get("resources", {}).get("processes", 1))
+    """Return how many trainer processes the run wants: one for each GPU that is not a server's, else as configured."""
+    resources = run.config.get("resources", {})
+    return int(resources.get("gpus", 0) or resources.get("processes", 1))
 
 
 def environment(run: Run, gpus: list[int]) -> dict[str, str]:

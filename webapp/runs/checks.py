@@ -18,7 +18,7 @@ from django.db.models import Min
 from pydantic import ValidationError
 
 from trainer import models, preflight
-from trainer.config import RunConfig
+from trainer.config import RunConfig, leased_gpus
 from trainer.errors import ConfigError
 from trainer.estimate import Estimate
 from trainer.model_files import ModelInfo
@@ -76,7 +76,7 @@ def quick(config: RunConfig) -> Checked:
     checked = read(report)
     if problems := model_of(config).problems:
         checked.problems["model.source"] = sentence(problems[0])
-    wanted, present = config.resources.gpus, gpu_count()
+    wanted, present = leased_gpus(config), gpu_count()
     if wanted > present:
         advice = f"ask for {present} or fewer" if present else "set 0 to run on the CPU"
         checked.problems["resources.gpus"] = f"{wanted} GPUs are asked for and the lab has {present}; {advice}."

@@ -16,7 +16,7 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from trainer.config import RunConfig
+from trainer.config import RunConfig, leased_gpus
 from webapp import queue
 from webapp.accounts.models import User
 from webapp.runs import live
@@ -50,7 +50,7 @@ def run_create(
         objective=objective[:80],
         task=task[:80],
         model=config.model.source,
-        gpus_wanted=config.resources.gpus,
+        gpus_wanted=leased_gpus(config),
         total_steps=config.optimiser.steps,
     )
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from django.utils import timezone
 from pydantic import ValidationError
 
-from trainer.config import RunConfig
+from trainer.config import RunConfig, leased_gpus
 from trainer.estimate import estimate
 from trainer.model_files import ModelInfo
 from webapp.runs.models import Run, State, Worker
@@ -42,7 +42,7 @@ def duration_of(configs: Iterable[RunConfig], times: int) -> Duration:
     work: dict[tuple[str, int, int], int] = {}
     count = 0
     for config in configs:
-        place = (config.model.source, config.resources.gpus, config.resources.processes)
+        place = (config.model.source, leased_gpus(config), config.resources.processes)
         work[place] = work.get(place, 0) + tokens_of(config) * times
         count += times
     paces = {place: _pace(*place) for place in work}
