@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class TokenBatch:
     """N response tokens of S completions, flat, without padding; rows of one completion are consecutive and in order.
 
+    They are the tokens that count: context inside a completion (Trajectory.counts) has no row here, yet `position` and
+    `length` are those of the whole completion, as its text and its limit of tokens have them.
+
     It spans the whole optimiser step (all micro-batches, all processes), so every statistic an objective takes over
     it is a statistic of the step. All log-probs are natural logs at the training temperature; entropy is over the
     full vocabulary, in nats. Floating tensors share one dtype (float64 allowed) and one device.
@@ -21,10 +24,10 @@ class TokenBatch:
 
     logprob: Tensor  # [N] current policy; requires grad inside Objective.apply
     sequence: Tensor  # [N] int64, which completion
-    position: Tensor  # [N] int64, position within the completion
+    position: Tensor  # [N] int64, position within the completion, context tokens in between counted too
     group: Tensor  # [S] int64, which prompt
     reward: Tensor  # [S]
-    length: Tensor  # [S] int64, response tokens
+    length: Tensor  # [S] int64, response tokens, context included
     entropy: Tensor | None = None  # [N] current policy; requires grad inside Objective.apply
     old_logprob: Tensor | None = None  # [N] step-start policy
     old_entropy: Tensor | None = None  # [N]

@@ -20,7 +20,7 @@ class Layout:
 
     world: World
     index: Tensor  # [S] completion indices, ascending
-    length: Tensor  # [S] tokens of each
+    length: Tensor  # [S] tokens of each that count
     mine: Tensor  # [n] global token positions of this process's tokens, in its own order
     _completions: Tensor  # [S] permutation of the processes' completions joined in rank order
     _tokens: Tensor  # [N] the same for tokens
@@ -42,12 +42,6 @@ class Layout:
     def sequence(self) -> Tensor:
         """Return which completion each token belongs to, [N], counted in the step's order."""
         return torch.repeat_interleave(torch.arange(len(self.length)), self.length)
-
-    @property
-    def position(self) -> Tensor:
-        """Return the position of each token within its completion, [N]."""
-        starts = self.length.cumsum(0) - self.length
-        return torch.arange(int(self.length.sum())) - torch.repeat_interleave(starts, self.length)
 
     def completions(self, values: Tensor) -> Tensor:
         """Join this process's [s, ...] with the others' into the step's [S, ...]."""

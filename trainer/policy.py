@@ -24,7 +24,7 @@ from trainer.kernels import TokenStats
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.output import OutputLayer
 from trainer.placement import Sharded, Whole
-from trainer.rectangles import Trajectory
+from trainer.rectangles import Trajectory, counting_places
 from trainer.text import Detokenizer
 
 P = ParamSpec("P")
@@ -131,7 +131,10 @@ class Policy:
         names: Collection[str] = (),
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Return logprob, entropy and the named statistics of every completion token: float32 [n] each on the CPU."""
+        """Return logprob, entropy and the named statistics of every completion token that counts.
+
+        float32 [n] each on the CPU.
+        """
         starts, wanted = _starts(sequences), tuple(dict.fromkeys(("logprob", "entropy", *names)))
         while True:
             try:
@@ -148,11 +151,14 @@ class Policy:
     @with_weights
     @torch.no_grad()
     def features(self, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
-        """Return the mean gradient of each completion's log-probs by the last hidden state: float32 [s, H], CPU."""
+        """Return the mean gradient of each completion's log-probs by the last hidden state: float32 [s, H], CPU.
+
+        0 for a completion of which no token counts.
+        """
         found = torch.zeros(len(sequences), self.head.shape[1])
         for rows in self.forward.pack(sequences, _filled(sequences), self.budget):
             states, target = self._states([sequences[i] for i in rows])
-            lengths = torch.tensor([len(sequences[i].completion) for i in rows], device=self.device)
+            lengths = torch.tensor([sequences[i].learned for i in rows], device=self.device)
             owner = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
             found[rows] = self.output.features(states, target, owner, len(rows), temperature).float().cpu()
         return found
@@ -160,7 +166,7 @@ class Policy:
     @with_weights
     @torch.no_grad()
     def distance(self, reference: Policy, sequences: Sequence[Trajectory], temperature: float) -> Tensor:
-        """Return the squared Hellinger distance to another policy at every completion token, float32 [n] on the CPU.
+        """Return the squared Hellinger distance to another policy at every token that counts, float32 [n], CPU.
 
         With LoRA the other policy is this one without its adapters.
         """
@@ -238,9 +244,13 @@ class Policy:
         return stats
 
     def _states(self, rows: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
-        """Return hidden states [n, H] and targets [n] of the completion tokens of one micro-batch."""
-        target = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return self.forward.states(self.lm.base_model, rows, self.device), target
+        """Return hidden states [n, H] and targets [n] of the tokens that count in one micro-batch.
+
+        The model reads all tokens; those that are context end here.
+        """
+        target = torch.tensor([token for row in rows for token in row.counting(row.completion)], device=self.device)
+        states, places = self.forward.states(self.lm.base_model, rows, self.device), counting_places(rows)
+        return states if places is None else states.index_select(0, places.to(self.device)), target
 
     def _microbatches(
         self, sequences: Sequence[Trajectory], starts: list[int], wanted: list[bool] | None = None
@@ -318,16 +328,16 @@ class Policy:
 
 
 def _starts(sequences: Sequence[Trajectory]) -> list[int]:
-    """Return where each completion's tokens begin in the flat order, and the total last."""
+    """Return where each completion's tokens that count begin in the flat order, and the total last."""
     starts = [0]
     for row in sequences:
-        starts.append(starts[-1] + len(row.completion))
+        starts.append(starts[-1] + row.learned)
     return starts
 
 
 def _filled(sequences: Sequence[Trajectory]) -> list[int]:
-    """Return the indices of the completions that have a token."""
-    return [index for index, row in enumerate(sequences) if row.completion]
+    """Return the indices of the completions that have a token that counts."""
+    return [index for index, row in enumerate(sequences) if row.learned]
 
 
 def _any(starts: list[int], live: Tensor) -> list[bool]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import compress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,21 +21,37 @@ from torch import Tensor
 # as long as 43 tokens of a long one, forward and backward; passes of 256 to 1,024 tokens showed no fixed cost at all.
 PASS_TOKENS = 64
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Trajectory:
     """Token ids of one prompt and its completion.
 
     `counts` says which completion tokens the step learns from, empty for all of them; the others are context: the model
-    reads them and nothing else sees them (prefixes of forks, what tools say).
+    reads them and nothing else sees them (prefixes of forks, what tools say). Raises ValueError where it says so of
+    another number of tokens.
     """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     counts: tuple[bool, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.counts and len(self.counts) != len(self.completion):
+            raise ValueError(f"counts speaks of {len(self.counts)} tokens, the completion has {len(self.completion)}")
+
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+    @cached_property
+    def learned(self) -> int:
+        """Return how many completion tokens count."""
+        return sum(self.counts) if self.counts else len(self.completion)
+
+    def counting(self, values: Sequence[T]) -> Sequence[T]:
+        """Return those of a value for each completion token that belong to tokens that count."""
+        return list(compress(values, self.counts)) if self.counts else values
 
 
 def by_prompt(sequences: Sequence[Trajectory], chosen: Iterable[int]) -> dict[tuple[int, ...], list[int]]:
@@ -126,6 +144,13 @@ def _taken(states: Tensor, first: Sequence[int], rows: Sequence[Trajectory]) -> 
     starts = np.arange(len(rows)) * states.shape[1] + np.array(first)
     where = np.arange(counts.sum()) + np.repeat(starts - counts.cumsum() + counts, counts)
     return states.flatten(0, 1).index_select(0, torch.from_numpy(where).to(states.device))
+
+
+def counting_places(rows: Sequence[Trajectory]) -> Tensor | None:
+    """Return where the tokens that count, [n], stand among all completion tokens of the rows; None where all count."""
+    if not any(row.counts for row in rows):
+        return None
+    return torch.tensor([flag for row in rows for flag in row.counts or (True,) * len(row.completion)]).nonzero()[:, 0]
 
 
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.kernels import EXTRAS
 from trainer.layout import Layout
-from trainer.policy import Policy
+from trainer.policy import Policy, Trajectory
 from trainer.statistics import MOMENTS, STATISTICS
 from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT, completion_facts, token_statistics
 
@@ -32,7 +32,7 @@ class Scorer:
 
     def layout(self, completions: Sequence[Completion]) -> Layout:
         """Agree with the other processes on where everybody's tokens stand."""
-        lengths = [len(completion.tokens.completion) for completion in completions]
+        lengths = [completion.tokens.learned for completion in completions]
         indices = [completion.index for completion in completions]
         return Layout.of(self.world, torch.tensor(indices, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
 
@@ -54,25 +54,18 @@ class Scorer:
         mine = self._tokens(completions, temperature, options, head, sampled=sampled)
         tokens = layout.tokens(torch.stack(list(mine.values()), 1)).double()  # [N, F]
         columns = dict(zip(mine, tokens.unbind(1), strict=True))
-        rewards = [completion.scored.reward for completion in completions]
         facts = layout.completions(
-            torch.tensor(
-                [
-                    [c.group, 0.0 if r is None else r, r is not None, c.finish_reason == "length", c.auxiliary]
-                    for c, r in zip(completions, rewards, strict=True)
-                ],
-                dtype=torch.float64,
-            )
-        )  # [S, 5]
+            torch.tensor([_facts(completion) for completion in completions], dtype=torch.float64)
+        )  # [S, 6]
         extra = {name: columns[name] for name in (*head, *self.text, "hellinger") if name in columns}
         extra = {name: value for name, value in extra.items() if not STATISTICS[name].core}
         return TokenBatch(
             logprob=columns["logprob"],
             sequence=layout.sequence,
-            position=layout.position,
+            position=columns["position"].long(),
             group=facts[:, 0].long(),
             reward=facts[:, 1],
-            length=layout.length,
+            length=facts[:, 5].long(),
             entropy=columns["entropy"],
             old_logprob=columns["logprob"],
             old_entropy=columns["entropy"],
@@ -129,7 +122,8 @@ class Scorer:
         if self.text:
             columns = token_statistics(self.text, completions, options).unbind(1)
             scores |= dict(zip(self.text, columns, strict=True))
-        return {**scores, "engine_logprob": _flat(completion.engine_logprob for completion in completions)}
+        said = _flat(completion.tokens.counting(completion.engine_logprob) for completion in completions)
+        return {**scores, "engine_logprob": said, "position": _positions(trajectories)}
 
     def _completions(
         self, completions: list[Completion], layout: Layout, temperature: float, options: Mapping[str, Any]
@@ -145,16 +139,28 @@ class Scorer:
         return found
 
 
+def _facts(completion: Completion) -> list[float]:
+    """Return group, reward, whether there is one, whether it was cut off, whether it is auxiliary, and its tokens."""
+    reward, cut = completion.scored.reward, completion.finish_reason == "length"
+    size = len(completion.tokens.completion)
+    return [completion.group, 0.0 if reward is None else reward, reward is not None, cut, completion.auxiliary, size]
+
+
 def _said(completions: list[Completion], moments: list[str]) -> dict[str, Tensor]:
-    """Return what sampling said of these completions' tokens: float32 [n] by statistic."""
+    """Return what sampling said of these completions' tokens that count: float32 [n] by statistic."""
     found = {
-        "logprob": _flat(completion.engine_logprob for completion in completions),
-        "entropy": _flat(completion.engine_entropy for completion in completions),
+        "logprob": _flat(c.tokens.counting(c.engine_logprob) for c in completions),
+        "entropy": _flat(c.tokens.counting(c.engine_entropy) for c in completions),
     }
     return found | {
-        name: _flat(completion.engine_moments.get(name, []) for completion in completions) for name in moments
+        name: _flat(c.tokens.counting(c.engine_moments.get(name, [])) for c in completions) for name in moments
     }
 
 
-def _flat(parts: Iterable[list[float]]) -> Tensor:
+def _positions(trajectories: list[Trajectory]) -> Tensor:
+    """Return the place in its completion of each token that counts, float32 [n]: exact below 2^24."""
+    return _flat(row.counting(range(len(row.completion))) for row in trajectories)
+
+
+def _flat(parts: Iterable[Sequence[float]]) -> Tensor:
     return torch.tensor([value for part in parts for value in part], dtype=torch.float32)

@@ -21,11 +21,11 @@ COPIED = 0.8  # share of an answer's words, in order, above which it only repeat
 
 
 def token_statistics(names: Sequence[str], completions: Sequence[Completion], options: Mapping[str, Any]) -> Tensor:
-    """Return the named statistics of this process's tokens, [n, F]."""
+    """Return the named statistics of this process's tokens that count, [n, F]."""
     rows = [
-        torch.tensor([_token_row(name, completion, options) for name in names]).T.reshape(-1, len(names))
-        for completion in completions
-        if completion.tokens.completion
+        torch.tensor([c.tokens.counting(_token_row(name, c, options)) for name in names]).T.reshape(-1, len(names))
+        for c in completions
+        if c.tokens.learned
     ]
     return torch.cat(rows) if rows else torch.zeros(0, len(names))
 

@@ -38,24 +38,32 @@ def config(preset: str) -> Any:
 
 
 def completions(policy: Policy, seed: int = 3) -> list[Completion]:
-    """Return 4 groups of 4 completions with some of everything: right, wrong, ungraded, cut off."""
+    """Return 4 groups of 4 completions with some of everything: right, wrong, ungraded, cut off, with context."""
     dice, made = random.Random(seed), []
+    context = random.Random(-seed - 1)
     for index in range(PROMPTS * SAMPLES):
         prompt = tuple(dice.randrange(3, policy.vocabulary) for _ in range(6))
         ids = tuple(dice.randrange(3, policy.vocabulary) for _ in range(dice.randint(2, 9)))
         text, offsets = policy.detokenizer.decode(ids)
+        counts = counts_of(context, ids) if index % 3 == 1 else ()
         right = dice.random() < 0.5
         scored = Scored(float(right), {"task": float(right)}, canonical=str(dice.randrange(3)))
         made.append(
             Completion(
                 index=index, group=index // SAMPLES, sample=index % SAMPLES, auxiliary=False,
-                row=Row(key=str(index // SAMPLES), prompt="", answer=""), tokens=Trajectory(prompt, ids),
+                row=Row(key=str(index // SAMPLES), prompt="", answer=""), tokens=Trajectory(prompt, ids, counts),
                 engine_logprob=[-2.0 - dice.random() for _ in ids], text=text, offsets=offsets,
                 finish_reason="length" if dice.random() < 0.2 else "stop",
                 scored=Scored(None, reason="timeout") if index == 5 else scored,
             )
         )  # fmt: skip
     return made
+
+
+def counts_of(dice: random.Random, ids: tuple[int, ...]) -> tuple[bool, ...]:
+    """Return that some tokens count and some are context, the first or those in the middle."""
+    at = dice.randrange(1, len(ids))
+    return (dice.random() < 0.5, *(place >= at for place in range(1, len(ids))))
 
 
 class Recording:

@@ -13,7 +13,7 @@ from tests.trainer.runs import events, make, metrics, small, train
 from trainer.distributed import World
 from trainer.objectives import Objective, Step
 from trainer.passes import MOMENTS
-from trainer.policy import Policy
+from trainer.policy import Policy, Trajectory
 from trainer.recorder import FLAG_SAMPLED
 from trainer.update import Update, Updater
 
@@ -29,7 +29,7 @@ def pair():
 def sampled(policy: Policy, seed: int):
     """Return completions whose engine statistics are the policy's own, as an exact engine gives them."""
     made = completions(policy, seed)
-    found = policy.score([c.tokens for c in made], 1.0, names=MOMENTS)
+    found = policy.score([Trajectory(c.tokens.prompt, c.tokens.completion) for c in made], 1.0, names=MOMENTS)
     counts = [len(c.tokens.completion) for c in made]
     parts = {name: values.split(counts) for name, values in found.items()}
     for index, completion in enumerate(made):
