@@ -32,7 +32,7 @@ def main(folder: RunFolder) -> None:
     for step in range(1, STEPS + 1):
         stream.begin_step()
         sent = json.dumps({"group": 0, "sample": 0, "prompt": "tick", "sent": time.time()}).encode()
-        stream.frame(Frame(KIND_PROMPT, attempt, step, payload=sent))
+        stream.frames(Frame(KIND_PROMPT, attempt, step, payload=sent))
         time.sleep(PERIOD / 2)
         values = {"reward/mean": step / STEPS, "entropy/mean": 1.0, "length/mean": 6.0, "gradient/norm": 1.0}
         stream.emit("metrics", step, values=values)

@@ -15,16 +15,15 @@ from trainer.live_view import LiveView
 from trainer.objectives import Objective, Step
 from trainer.objectives.base import AuxiliaryPlan
 from trainer.policy import Trajectory
-from trainer.prompts import Prompts
+from trainer.prompts import Asked, Prompts
 from trainer.rewards.pool import RewardPool
 from trainer.rewards.scoring import Scored
 from trainer.rollout import Done, Engine, Generation, GenRequest, Pick, Prompt, SamplerSpec, Scene, TapSpec
+from trainer.rollout.groups import Groups
 from trainer.rollout.sampling import seed_of
 from trainer.stream import Silent
-from trainer.tasks import Row
 from trainer.text import Detokenizer
 
-WATCHED_PER_GROUP = 4  # several prompts side by side say more than one whole group
 TRAIN, EVALUATE, GREEDY = 0, 1, 2  # purposes, so that their random numbers differ
 
 
@@ -45,6 +44,7 @@ class Collector:
         self.config, self.prompts, self.engine, self.objective = config, prompts, engine, objective
         self.pool, self.detokenizer, self.stream, self.world = pool, detokenizer, stream, world
         self.special = frozenset(prompts.special_ids)
+        self.complained = False
 
     def collect(
         self, step: Step, attempt: int, times: dict[str, float], figures: dict[str, float], *, moments: bool = False
@@ -57,8 +57,19 @@ class Collector:
         wave = Waves(self, step, attempt, TapSpec(moments=moments))
         completions = wave.run()
         times |= {"sample": wave.sampling, "reward": wave.grading}
-        figures |= wave.figures()
+        figures |= wave.figures(completions)
         return completions
+
+    def complain(self, step: int, filled: int) -> None:
+        """Say once that groups of a step teach nothing; afterwards the metric alone says it."""
+        if filled and not self.complained:
+            groups = self.config.sampling.prompts_per_step
+            message = (
+                f"{filled} of {groups} prompts were filled up: no more groups with a difference were found; they do not "
+                "learn, and rollout/filled counts them from now on; take easier prompts or more samples of each"
+            )
+            self.stream.emit("warning", step, code="rollout", message=message)
+            self.complained = True
 
 
 class Waves:
@@ -67,10 +78,12 @@ class Waves:
     def __init__(self, collector: Collector, step: Step, attempt: int, tap: TapSpec) -> None:
         self.collector, self.step, self.config = collector, step, collector.config
         self.plan = collector.objective.auxiliary(step)
-        self.rows: dict[int, int] = {}  # group to row
+        self.asked: dict[int, Asked] = {}  # by group as it was drawn
+        self.waves = self.generated = 0  # of this process; completions' tokens without prefixes
         self.strategy = collector.objective.strategy(self._scene(tap), step)
         self.stream = collector.stream
-        self.live = LiveView(self.stream, attempt, step.step, collector.detokenizer)
+        limit = self.config.recording.live_samples
+        self.live = LiveView(self.stream, attempt, step.step, collector.detokenizer, limit=limit)
         self.done: list[Done] = []
         self.known: dict[int, tuple[Done, Scored | None]] = {}  # by request id
         self.sampling = self.grading = 0.0
@@ -91,13 +104,26 @@ class Waves:
         completions = [self._completion(pick, places) for pick in picks]
         return sorted(completions, key=lambda completion: completion.index)
 
-    def figures(self) -> dict[str, float]:
-        """Return the strategy's own figures."""
-        return self.strategy.figures()
+    def figures(self, completions: Sequence[Completion]) -> dict[str, float]:
+        """Return the strategy's own figures and what was generated for how much that trains, over all processes."""
+        learned = sum(c.tokens.learned for c in completions if c.learns)
+        idle = {completion.group for completion in completions if not completion.learns}
+        rewards = [done.reward for done, _ in self.known.values() if done.reward is not None]
+        mine = (len(self.known), self.generated, learned, len(idle), len(rewards), math.fsum(rewards))
+        parts = self.collector.world.gather(mine)
+        made, generated, learned, filled, graded, reward = (sum(column) for column in zip(*parts, strict=True))
+        found = {"tokens/generated": float(generated)}
+        if isinstance(self.strategy, Groups):
+            return found
+        found |= {"rollout/waves": float(self.waves), "rollout/generated": float(made), "rollout/filled": float(filled)}
+        found |= {"rollout/overhead": generated / learned} if learned else {}
+        found |= {"rollout/reward": reward / graded} if self.strategy.grades and graded else {}
+        self.collector.complain(self.step.step, filled)
+        return found | self.strategy.figures()
 
     def _scene(self, tap: TapSpec) -> Scene:
         sampling, recording, step = self.config.sampling, self.config.recording, self.step
-        samples, each = sampling.samples_per_prompt, min(sampling.samples_per_prompt, WATCHED_PER_GROUP)
+        samples = sampling.samples_per_prompt
         given = SamplerSpec(step.knobs["temperature"], sampling.top_p, sampling.top_k, sampling.min_p)
         plan: AuxiliaryPlan | None = self.plan
         return Scene(
@@ -105,37 +131,43 @@ class Waves:
             prompts=self._prompts(0),
             samples=samples,
             max_new=sampling.max_completion_tokens,
-            sampler_of=lambda sample: self.collector.objective.sampler(given, sample, samples, step),
+            sampler_of=lambda sample: self.collector.objective.sampler(given, sample % samples, samples, step),
             tap=tap,
             seed_of=lambda *parts: seed_of(self.config.seed, TRAIN, step.step, *map(int, parts)),
             more=self._prompts,
             special_ids=self.collector.special,
-            watched=lambda group, sample: sample < each and group * each + sample < recording.live_samples,
+            watched=lambda group, sample: recording.live_samples > 0,
             auxiliary_groups=frozenset(range(math.ceil(plan.prompt_share * sampling.prompts_per_step)))
             if plan
             else frozenset(),
             auxiliary_temperature=plan.temperature if plan else 1.0,
+            together=self.collector.world.gather,
         )
 
     def _prompts(self, wave: int) -> tuple[Prompt, ...]:
         """Return this process's prompts of a wave: those of the step, then further ones."""
         prompts, world = self.collector.prompts, self.collector.world
         rows = prompts.of_step(self.step.step, wave)
-        share = range(len(rows))[world.rank :: world.size]
         first = wave * len(rows)
-        self.rows |= {first + place: rows[place] for place in share}
-        return tuple(Prompt(first + place, prompts.train_ids[rows[place]]) for place in share)
+        asked = {
+            first + place: prompts.asked(self.step.step, first + place, rows[place])
+            for place in range(len(rows))[world.rank :: world.size]
+        }
+        self.asked |= asked
+        return tuple(Prompt(group, one.ids, one.template) for group, one in asked.items())
 
     def _generate(self, wave: Sequence[GenRequest]) -> None:
         began = time.monotonic()
-        texts = {request.group: self._row(request.group).prompt for request in wave}
+        texts = {request.group: self.asked[request.group].row.prompt for request in wave}
         self.live.wave(wave, texts)
-        generations = self.collector.engine.run(wave, self.live.chunks, self.live.progress)
+        generations = self.collector.engine.run(wave, self.live, self.live.progress)
         self.live.end(generations)
         for request, generation in zip(wave, generations, strict=True):
             done = self._done(request, generation)
             self.done.append(done)
             self.known[request.id] = done, None
+        self.waves += 1
+        self.generated += sum(len(generation.ids) for generation in generations)
         self.sampling += time.monotonic() - began
 
     def _done(self, request: GenRequest, generation: Generation) -> Done:
@@ -145,8 +177,8 @@ class Waves:
         text, offsets = self.collector.detokenizer.decode(list(ids))
         return Done(
             request, generation, text, offsets, ids,
-            logprob=[*(parent.logprob[:at] if parent else []), *generation.logprob],
-            entropy=[*(parent.entropy[:at] if parent else []), *generation.entropy],
+            logprob=[*parent.logprob[:at], *generation.logprob] if parent else generation.logprob,
+            entropy=[*parent.entropy[:at], *generation.entropy] if parent else generation.entropy,
         )  # fmt: skip
 
     def _grade(self, ids: Sequence[int]) -> None:
@@ -154,7 +186,7 @@ class Waves:
         began = time.monotonic()
         new = [self.known[index][0] for index in ids if self.known[index][1] is None]
         self.stream.progress(self.step.step, "reward", 0, len(new))
-        rows = [self._row(done.request.group) for done in new]
+        rows = [self.asked[done.request.group].row for done in new]
         scored = self.collector.pool.score(rows, [done.text for done in new]) if new else []
         for done, result in zip(new, scored, strict=True):
             graded = replace(done, reward=result.reward, right=is_right(result))
@@ -167,7 +199,7 @@ class Waves:
 
     def _completion(self, pick: Pick, places: dict[int, int]) -> Completion:
         request = pick.done.request
-        done, scored = self.known[request.id]
+        (done, scored), asked = self.known[request.id], self.asked[request.group]
         assert scored is not None
         at = len(request.prefix_ids)
         counts: tuple[bool, ...] = ()
@@ -175,11 +207,11 @@ class Waves:
             counts = (False,) * at + (True,) * (len(done.ids) - at)
         return Completion(
             index=self._index(pick), group=pick.group, sample=pick.sample, auxiliary=pick.auxiliary,
-            row=self._row(request.group), tokens=Trajectory(request.prompt_ids, done.ids, counts),
+            row=asked.row, tokens=Trajectory(request.prompt_ids, done.ids, counts),
             engine_logprob=done.logprob, engine_entropy=done.entropy, engine_moments=self._moments(request.id),
             finish_reason=done.generation.finish_reason, text=done.text, offsets=done.offsets, scored=scored,
             parent=places.get(request.parent) if request.parent is not None else None, fork_at=request.fork_at,
-            version=done.generation.version,
+            version=done.generation.version, template=asked.template, learns=pick.learns,
         )  # fmt: skip
 
     def _moments(self, index: int) -> dict[str, list[float]]:
@@ -188,6 +220,3 @@ class Waves:
         at, parent = len(done.request.prefix_ids), done.request.parent
         before: dict[str, Any] = self._moments(parent) if at and parent is not None else {}
         return {name: [*before.get(name, [])[:at], *own] for name, own in done.generation.moments.items()}
-
-    def _row(self, group: int) -> Row:
-        return self.collector.prompts.train[self.rows[group]]

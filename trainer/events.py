@@ -165,11 +165,15 @@ EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 
 
 class Control(BaseModel):
-    """control.json: the latest steering request, replaced atomically by the supervisor, read before every step."""
+    """control.json: the latest steering request, replaced atomically by the supervisor, read before every step.
+
+    `watch` is read while sampling, too: the groups of the step that viewers want to see growing.
+    """
 
     seq: int = 0
     knobs: dict[str, float] = {}
     stop: bool = False  # finish the step, write a checkpoint, exit with status "stopped"
+    watch: list[int] = []
 
 
 class Exit(BaseModel):
@@ -188,16 +192,21 @@ FRAME = struct.Struct("<HBBIIIIII")  # magic, version, kind, attempt, step, roll
 FRAME_MAGIC = 0x1E57
 FRAME_VERSION = 1
 FRAME_MAX_PAYLOAD = 1 << 20
-KIND_PROMPT, KIND_TOKENS, KIND_PROGRESS, KIND_END = 1, 2, 3, 4
+KIND_PROMPT, KIND_TOKENS, KIND_PROGRESS, KIND_END, KIND_GROUPS, KIND_BOUNDED = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One live frame; `rollout` is the completion's index within the step.
+    """One live frame; `rollout` numbers the completions of a step as the strategy does.
 
-    Payloads: PROMPT and PROGRESS and END are UTF-8 JSON ({group, sample, prompt} / {phase, done, total} /
-    {finish_reason}). TOKENS is, for `count` tokens from `first` on: u32 ids, u16 byte lengths, f16 entropies (nats),
-    f16 log-probs, then the UTF-8 text whose bytes the lengths divide (a token inside a character has length 0).
+    TOKENS is, for `count` tokens from `first` on: u32 ids, u16 byte lengths, f16 entropies (nats), f16 log-probs, then
+    the UTF-8 text whose bytes the lengths divide (a token inside a character has length 0). BOUNDED is the same with
+    f16 lower and f16 upper bounds of the entropy before the text. The other payloads are UTF-8 JSON:
+
+    PROMPT {group, sample, prompt, picked, auxiliary?, parent?, fork_at?, prefix?, prefix_tokens?}: a completion that is
+    watched; `picked` where it is because a viewer chose its group. PROGRESS {phase, done, total}. END {finish_reason,
+    tail?}: `tail` is the text of bytes that no token completed. GROUPS {groups: [{group, prompt?, size?, done?}]}: the
+    groups of the step, each frame adding to those before.
     """
 
     kind: int

@@ -19,6 +19,9 @@ from typing import Any, BinaryIO
 from trainer import events
 from trainer.errors import ResourceError
 from trainer.events import EVENT, Frame, RunFolder
+from trainer.wishes import Wishes
+
+LIVE_BYTES = 64 << 20  # of one step's frames: some four million watched tokens
 
 
 @contextmanager
@@ -82,10 +85,12 @@ class Silent:
     """A stream that drops everything: what the other processes of a run write to."""
 
     seq = 0
+    watched: frozenset[int] = frozenset()
+    live = False  # whether anybody could ever see a frame
 
     def emit(self, kind: str, step: int, **fields: Any) -> None: ...
 
-    def frame(self, frame: Frame) -> None: ...
+    def frames(self, *frames: Frame) -> None: ...
 
     def progress(self, step: int, phase: str, done: int, total: int) -> None: ...
 
@@ -104,6 +109,14 @@ class Stream(Silent):
         self.seq = last["seq"] if last else 0
         self._events: BinaryIO = folder.events.open("ab")
         self._live: BinaryIO = folder.live.open("wb")
+        self._wishes = Wishes(folder.control)
+
+    live = True
+
+    @property
+    def watched(self) -> frozenset[int]:  # type: ignore[override]
+        """Return the groups that viewers ask to see now."""
+        return self._wishes.groups()
 
     def emit(self, kind: str, step: int, **fields: Any) -> None:
         """Append one event of type `kind`; `values` lose what is not finite."""
@@ -128,15 +141,18 @@ class Stream(Silent):
         self._live.seek(0)
         self._live.truncate()
 
-    def frame(self, frame: Frame) -> None:
-        """Append one live frame."""
+    def frames(self, *frames: Frame) -> None:
+        """Append live frames in one write; a step has room for so many bytes, and what is too much is not seen live."""
+        data = b"".join(frame.encode() for frame in frames)
+        if not data or self._live.tell() + len(data) > LIVE_BYTES:
+            return
         with disk_errors(self.folder.path):
-            self._live.write(frame.encode())
+            self._live.write(data)
             self._live.flush()
 
     def progress(self, step: int, phase: str, done: int, total: int) -> None:
         """Say how far a phase has come."""
-        self.frame(events.progress(self.attempt, step, phase, done, total))
+        self.frames(events.progress(self.attempt, step, phase, done, total))
 
     def close(self) -> None:
         """Put the events on the disk for good."""

@@ -78,9 +78,9 @@ class FakeTrainer:
         self.stream.begin_step()
         self.stream.progress(self.step, "rollout", 0, 4)
         prompt = json.dumps({"group": 0, "sample": 0, "prompt": "1+1="}).encode()
-        self.stream.frame(Frame(KIND_PROMPT, self.attempt, self.step, payload=prompt))
+        self.stream.frames(Frame(KIND_PROMPT, self.attempt, self.step, payload=prompt))
         tokens = b"\x07\0\0\0" + b"\x01\0" + b"\0\0" + b"\0\0" + b"2"
-        self.stream.frame(Frame(KIND_TOKENS, self.attempt, self.step, count=1, payload=tokens))
+        self.stream.frames(Frame(KIND_TOKENS, self.attempt, self.step, count=1, payload=tokens))
 
     def _asked_to_stop(self) -> bool:
         control = Control.model_validate_json(self.folder.control.read_bytes())

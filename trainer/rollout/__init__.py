@@ -17,6 +17,7 @@ from trainer.rollout.base import (
     Scene,
     Strategy,
     TapSpec,
+    Watcher,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "Scene",
     "Strategy",
     "TapSpec",
+    "Watcher",
     "engine",
 ]
 

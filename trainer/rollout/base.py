@@ -6,9 +6,9 @@ Generation for each, in order. A strategy is pure: it plans a wave, sees what ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from trainer.rollout.modifiers import Modifier
 
@@ -47,7 +47,9 @@ class GenRequest:
     """One completion to generate: prompt and prefix as token ids, never as text.
 
     `seed` names the request's random numbers: equal seeds draw equal numbers in every wave, process and attempt.
-    `parent` and `fork_at` say which completion's first tokens the prefix is, for branching strategies.
+    `parent` and `fork_at` say which completion's first tokens the prefix is, for branching strategies. Prefix tokens
+    behind `fork_at` were given instead of drawn; `given_logprob` are their raw log-probs. `watch` says that people may
+    look at it while it grows.
     """
 
     id: int
@@ -61,19 +63,41 @@ class GenRequest:
     prefix_ids: tuple[int, ...] = ()
     parent: int | None = None
     fork_at: int | None = None
+    given_logprob: tuple[float, ...] = ()
     auxiliary: bool = False
     watch: bool = False
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """New tokens of a watched request, `first` counted from the start of the completion; log-probs and nats."""
+    """New tokens of a watched request, `first` counted from the start of the completion; log-probs and nats.
+
+    Where entropy is known by bounds alone, `low` and `high` hold them for each token and `entropy` their middle.
+    """
 
     id: int
     first: int
     ids: list[int]
     logprob: list[float]
     entropy: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+
+class Watcher(Protocol):
+    """A hearer of chunks with a mind of its own: `run` may be given one as `on_chunk`.
+
+    `wanted` holds the ids it wants to hear of now. It changes while requests run: an engine asks before each report,
+    and tells a request that enters late from its first new token on. `ended` hears which requests are complete,
+    wanted or not. An engine that knows neither reports every request with `watch`, as to any other callable.
+    """
+
+    @property
+    def wanted(self) -> Collection[int]: ...
+
+    def __call__(self, chunks: Sequence[Chunk]) -> None: ...
+
+    def ended(self, ids: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,8 +108,10 @@ class Generation:
     `entropy` is of the same distribution, in nats; `estimator` names how it was taken. Where it is "bounds", `low` and
     `high` hold the interval that the likeliest tokens leave and `entropy` its middle. `behaviour` is the log-prob under
     the distribution really drawn from, empty where the sampler is plain. `moments` holds the MOMENTS
-    (trainer/statistics) by name where the request's tap asked for them. `version` counts the weights it was drawn with:
-    the number of updates behind them.
+    (trainer/statistics) by name where the request's tap asked for them. `top_ids` and `top_logprob` hold the likeliest
+    tokens of each place and their raw log-probs, likeliest first, at most as many as the tap's topk; empty where it
+    asked for none or the engine gives none. `version` counts the weights it was drawn with: the number of updates
+    behind them.
     """
 
     id: int
@@ -98,6 +124,8 @@ class Generation:
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
+    top_ids: list[list[int]] = field(default_factory=list)
+    top_logprob: list[list[float]] = field(default_factory=list)
     version: int = 0
 
 
@@ -144,7 +172,10 @@ class Engine(Protocol):
         on_chunk: Callable[[Sequence[Chunk]], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
-        """Return one Generation for each request, in order; watched requests are reported in chunks on the way."""
+        """Return one Generation for each request, in order; watched requests are reported in chunks on the way.
+
+        `on_chunk` may be a Watcher, which says itself what it wants to hear.
+        """
         ...
 
     def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
@@ -179,7 +210,8 @@ class Scene:
 
     `sampler_of(sample)` says how the group's sample of this number is drawn. `seed_of` makes a request's seed from
     whole numbers that tell it from every other of the step. `more(wave)`, wave from 1, gives further prompts, as many
-    as `prompts`, with groups never used before in the step.
+    as `prompts`, with groups never used before in the step. `together` gives what every process passed to it, in their
+    order; all must call it equally often.
     """
 
     step: int
@@ -194,6 +226,7 @@ class Scene:
     watched: Callable[[int, int], bool] = field(default=lambda group, sample: False)
     auxiliary_groups: frozenset[int] = frozenset()  # groups sampled once more, at another temperature
     auxiliary_temperature: float = 1.0
+    together: Callable[[Any], list[Any]] = field(default=lambda own: [own])
 
     def request(self, id: int, prompt: Prompt, sample: int, *seed: int, auxiliary: bool = False) -> GenRequest:
         """Return a request for a whole completion of a prompt, drawn as its sample number says."""
@@ -203,15 +236,21 @@ class Scene:
         return GenRequest(
             id=id, group=prompt.group, sample=sample, prompt_ids=prompt.ids, seed=self.seed_of(*seed),
             max_new=self.max_new, sampler=sampler, tap=self.tap, auxiliary=auxiliary,
-            watch=not auxiliary and self.watched(prompt.group, sample),
+            watch=self.watched(prompt.group, sample),
         )  # fmt: skip
 
-    def fork(self, id: int, parent: Done, at: int, sample: int, *seed: int) -> GenRequest:
-        """Return a request that goes on from the first `at` tokens of a completion; token `at` is drawn anew."""
-        old = parent.request
+    def fork(
+        self, id: int, parent: Done, at: int, sample: int, *seed: int, given: tuple[int, float] | None = None
+    ) -> GenRequest:
+        """Return a request that goes on from the first `at` tokens of a completion; token `at` is drawn anew.
+
+        With `given`, a token and its raw log-prob, that token is taken there and drawing begins behind it.
+        """
+        old, own = parent.request, () if given is None else (given[0],)
         return replace(
-            old, id=id, sample=sample, seed=self.seed_of(*seed), max_new=self.max_new - at, prefix_ids=parent.ids[:at],
-            parent=old.id, fork_at=at, sampler=self.sampler_of(sample), watch=self.watched(old.group, sample),
+            old, id=id, sample=sample, seed=self.seed_of(*seed), max_new=self.max_new - at - len(own),
+            prefix_ids=parent.ids[:at] + own, parent=old.id, fork_at=at, sampler=self.sampler_of(sample),
+            given_logprob=() if given is None else (given[1],), watch=self.watched(old.group, sample),
         )  # fmt: skip
 
 
@@ -220,7 +259,8 @@ class Pick:
     """A completion that enters the step: its place there, and which of its tokens count.
 
     `prefix` says whether tokens taken from the parent are trained on: "masked" keeps them out of the batch, "counted"
-    lets them in once for each completion that passes through them.
+    lets them in once for each completion that passes through them. One that does not `learn` is in the step, measured
+    and recorded, and gives no gradient.
     """
 
     done: Done
@@ -228,6 +268,7 @@ class Pick:
     sample: int
     prefix: Literal["masked", "counted"] = "masked"
     auxiliary: bool = False
+    learns: bool = True
 
 
 class Strategy(Protocol):

@@ -39,14 +39,17 @@ class Ledger:
         size = len(requests), int(self.limits.max(initial=0))
         self.ids = np.zeros(size, dtype=np.int32)
         self.moments = any(request.tap.moments for request in requests)
-        self.names = ("logprob", "entropy", *(MOMENTS if self.moments else ()))
+        bent = not all(request.sampler.plain for request in requests)
+        self.names = ("logprob", "entropy", *(MOMENTS if self.moments else ()), *(("behaviour",) if bent else ()))
         self.known = np.zeros((*size, len(self.names)), dtype=np.float32)  # statistics of each token
         self.lengths = np.zeros(len(requests), dtype=np.int64)
         self.stopped = np.zeros(len(requests), dtype=bool)
         self.seeds = np.array([request.seed for request in requests], dtype=np.uint64)
         self.first = np.array([len(request.prefix_ids) for request in requests], dtype=np.int64)
         self.stop = np.array(sorted(stop_ids), dtype=np.int64)
-        self.sent = {index: 0 for index, request in enumerate(requests) if request.watch}
+        self.places = {request.id: index for index, request in enumerate(requests) if request.watch}
+        self.sent = np.zeros(len(requests), dtype=np.int64)  # tokens told to watchers
+        self.told = np.zeros(len(requests), dtype=bool)  # whose end was told
         self.reported = 0.0
 
     @property
@@ -77,17 +80,28 @@ class Ledger:
 
     def report(self) -> None:
         """Tell how many requests are finished and, not too often, the watched ones' new tokens."""
-        finished = int(self.finished.sum())
+        ended = self.finished
+        finished = int(ended.sum())
         if self.on_progress is not None:
             self.on_progress(finished, len(self.requests))
         if self.on_chunk is None:
             return
         if finished < len(self.requests) and time.monotonic() - self.reported < CHUNK_SECONDS:
             return
-        chunks = [self._chunk(index) for index, sent in self.sent.items() if sent < self.lengths[index]]
+        chunks = [self._chunk(index) for index in self._wanted() if self.sent[index] < self.lengths[index]]
         if chunks:
             self.on_chunk(chunks)
+        if (tell := getattr(self.on_chunk, "ended", None)) and (new := np.flatnonzero(ended & ~self.told).tolist()):
+            self.told = ended
+            tell([self.requests[index].id for index in new])
         self.reported = time.monotonic()
+
+    def _wanted(self) -> list[int]:
+        """Return whose tokens to tell: what a Watcher wants now, to any other hearer everything watched."""
+        wanted = getattr(self.on_chunk, "wanted", None)
+        if wanted is None:
+            return list(self.places.values())
+        return sorted(self.places[index] for index in wanted if index in self.places)
 
     def _chunk(self, index: int) -> Chunk:
         request, start, end = self.requests[index], self.sent[index], int(self.lengths[index])
@@ -102,6 +116,7 @@ class Ledger:
     def _generation(self, index: int, version: int) -> Generation:
         length = int(self.lengths[index])
         known = dict(zip(self.names, self.known[index, :length].T.tolist(), strict=True))
+        behaviour = known.pop("behaviour", [])
         return Generation(
             self.requests[index].id,
             self.ids[index, :length].tolist(),
@@ -109,5 +124,6 @@ class Ledger:
             known.pop("entropy"),
             "stop" if self.stopped[index] else "length",
             moments=known,
+            behaviour=[] if self.requests[index].sampler.plain else behaviour,
             version=version,
         )
