@@ -73,7 +73,7 @@ class OutputLayer:
         """Return the named statistics of each token, [n, H] and [n] to [n] each, without gradient."""
         return linear_extras(
             states, self.weight, target, names=names, options=options, temperature=temperature, bias=self.bias,
-            **self.form,
+            room=self.room, **self.form,
         )  # fmt: skip
 
     def loss(

@@ -141,3 +141,17 @@ def test_a_kernel_this_device_cannot_run_is_refused_with_the_field(tmp_path):
     with pytest.raises(ConfigError, match=r"^resources.kernel: .*chunked") as caught:
         made.output.use(config.resources.head_contract, config.resources.kernel)
     assert caught.value.field == "resources.kernel"
+
+
+def test_the_kernel_chosen_computes_every_pass(monkeypatch):
+    from trainer.kernels import rooms
+
+    policy = Policy(resolve("builtin:countdown-tiny").path, ModelConfig(), CPU)
+    policy.budget = 64
+    policy.output.use("auto", "reference")
+    taken: list[str] = []
+    monkeypatch.setattr(
+        "trainer.kernels.door.choose_room", lambda *given: taken.append(given[1]) or rooms.choose_room(*given)
+    )
+    policy.score([Trajectory((1, 2), (3, 4))], 1.0, names=("sum_p2",))
+    assert taken and set(taken) == {"reference"}
