@@ -126,7 +126,10 @@ class Attempt:
 
     def _write_control(self) -> None:
         wanted = Control(
-            seq=self.run.control_seq, knobs=self.run.control_knobs, stop=self.run.stop_requested_at is not None
+            seq=self.run.control_seq,
+            knobs=self.run.control_knobs,
+            stop=self.run.stop_requested_at is not None,
+            watch=list(self.run.watched),
         )
         if wanted == self.control:
             return

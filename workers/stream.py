@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 READ = 4 << 20  # bytes of live.bin taken in one look
 ENTRY = 16 << 10  # bytes of frames in one stream entry, if one frame is not larger
 AWAY = 1.0  # seconds without attempts after the broker failed
+LOOK = 0.025  # seconds between looks at the files of runs that sample
+QUIET = 5.0  # seconds without a frame after which
+IDLE = 0.1  # seconds between looks are enough
 
 
 @dataclass(frozen=True)
@@ -109,23 +113,76 @@ class Broker:
 
 
 class Forwarder:
-    """Moves one run's frames; the stream keeps the last two steps, so late viewers start where a step does."""
+    """Moves one run's frames; the stream keeps the last two steps, so late viewers start where a step does.
+
+    Two threads use it: frames are moved by `Hurry` and, where that does not run, with everything else of the run.
+    """
 
     def __init__(self, run_id: str, path: Path, broker: Broker) -> None:
         self.key, self.file, self.broker = live.stream(run_id), LiveFile(path), broker
         self.current = ""  # first stream id of the newest step
         self.begins = True
+        self.progress: Progress | None = None
+        self._lock = threading.Lock()
 
     def forward(self) -> Progress | None:
-        """Publish what is new; return the newest progress among it."""
+        """Publish what is new; return the newest progress since the last call."""
+        self.move()
+        progress, self.progress = self.progress, None
+        return progress
+
+    def move(self) -> bool:
+        """Publish what is new, if nobody else is at it; return whether there was anything."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self._move()
+        finally:
+            self._lock.release()
+
+    def _move(self) -> bool:
         encoded, decoded, anew = self.file.read()
         self.begins |= anew
         if not encoded:
-            return None
+            return False
         ids = self.broker.add(self.key, list(joined(encoded)), oldest=self.current if self.begins else "")
         if self.begins and ids:
             self.current, self.begins = ids[0], False
-        return newest_progress(decoded)
+        self.progress = newest_progress(decoded) or self.progress
+        return True
+
+
+class Hurry:
+    """A thread of its own for live frames, so that they wait neither for rows nor for the supervisor's beat."""
+
+    def __init__(self, forwarders: Callable[[], list[Forwarder]]) -> None:
+        """`forwarders` gives those that may be moved now."""
+        self.forwarders = forwarders
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-frames", daemon=True)
+        self._moved_at = 0.0
+
+    def __enter__(self) -> Hurry:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._leaving.wait(LOOK if time.monotonic() - self._moved_at < QUIET else IDLE):
+            for forwarder in self.forwarders():
+                self._move(forwarder)
+
+    def _move(self, forwarder: Forwarder) -> None:
+        try:
+            if forwarder.move():
+                self._moved_at = time.monotonic()
+        # Frames may be lost, the thread may not.
+        except Exception:
+            log.exception("Live frames of %s could not be moved", forwarder.key)
+            self._leaving.wait(AWAY)
 
 
 def joined(encoded: list[bytes]) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from workers.attempt import Attempt
 from workers.claim import LeaseClock, LeaseLost, Paused, boot_seconds
 from workers.process import here
 from workers.scheduler import schedule
-from workers.stream import Broker
+from workers.stream import Broker, Forwarder, Hurry
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Tend runs until `leave`. A database that is away is waited for; trainers notice neither."""
-        with self._alone():
+        with self._alone(), Hurry(self._forwarders):
             while not self._leaving.is_set():
                 pause = TICK if self._safely_tick() else AWAY
                 if self._bell.wait(pause):
@@ -78,6 +78,10 @@ class Supervisor:
                     self.look_at = 0.0
             self._depart()
             connection.close()
+
+    def _forwarders(self) -> list[Forwarder]:
+        """Return what moves the frames of our runs, as long as we may believe that they are ours."""
+        return [] if self.clock.stale() else [attempt.forwarder for attempt in list(self.attempts.values())]
 
     def tick(self) -> None:
         """Do one round of everything that is due; after a pause the leases are read before anything is written."""
@@ -122,7 +126,7 @@ class Supervisor:
 
     def _leases(self) -> list[Run]:
         """Read the leases and let go of what is not ours any more."""
-        rows = {run.pk: run for run in Run.objects.leased_to(self.name)}
+        rows = {run.pk: run for run in Run.objects.leased_to(self.name).with_watched()}
         self.clock.mark()
         for run_id, attempt in list(self.attempts.items()):
             row = rows.get(run_id)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from trainer.events import FRAME, KIND_TOKENS, Frame, frames, progress
 from webapp.runs import live
-from workers.stream import ENTRY, Broker, Forwarder, LiveFile, Progress
+from workers.stream import ENTRY, Broker, Forwarder, Hurry, LiveFile, Progress
 
 
 def frame(step: int, *, rollout: int = 0, size: int = 8) -> bytes:
@@ -105,3 +107,48 @@ def test_without_a_broker_progress_goes_on(path):
 
 def test_a_missing_file_is_nothing_yet(tmp_path):
     assert LiveFile(tmp_path / "live.bin").read() == ([], [], False)
+
+
+def test_frames_do_not_wait_for_the_supervisor(path, valkey, valkey_server):
+    """Each frame is on its way by itself, in order and once, while somebody else moves frames, too."""
+    forwarder = Forwarder("abc", path, Broker(valkey_server))
+    with Hurry(lambda: [forwarder]):
+        for number in range(40):
+            with path.open("ab") as file:
+                file.write(frame(1, rollout=number))
+            if number % 7 == 0:
+                forwarder.forward()
+            time.sleep(0.005)
+        deadline = time.monotonic() + 10
+        while len(stored(valkey)) < 40 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    data = b"".join(fields[b"f"] for _, fields in valkey.xrange(live.stream("abc")))
+    assert [found.rollout for found, _ in frames(data)] == list(range(40))
+
+
+def test_a_broken_run_leaves_the_others_their_frames(path, valkey, valkey_server, monkeypatch):
+    monkeypatch.setattr("workers.stream.AWAY", 0.01)
+
+    class Broken(Forwarder):
+        def _move(self) -> bool:
+            raise PermissionError("live.bin")
+
+    broken, sound = Broken("bad", path, Broker(valkey_server)), Forwarder("abc", path, Broker(valkey_server))
+    path.write_bytes(frame(1))
+    with Hurry(lambda: [broken, sound]):
+        deadline = time.monotonic() + 10
+        while not stored(valkey) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert stored(valkey) == [1]
+
+
+def test_the_stream_is_bounded_whoever_reads_it_or_not(path, valkey, valkey_server, monkeypatch):
+    """A trainer that writes far more than the stream holds costs the broker no more than its cap."""
+    monkeypatch.setattr(live, "STREAM_LENGTH", 200)
+    forwarder = Forwarder("abc", path, Broker(valkey_server))
+    for number in range(60):
+        with path.open("ab") as file:
+            file.write(b"".join(frame(1, rollout=number, size=3000) for _ in range(60)))
+        forwarder.forward()
+    assert valkey.xlen(live.stream("abc")) <= 200 + 100  # the cap is approximate: whole nodes of 100 entries go
+    assert forwarder.file.offset == path.stat().st_size

@@ -10,8 +10,9 @@ import pytest
 from django.db import OperationalError, connection
 
 from trainer.events import Control
-from webapp.runs.models import Event, Run, Worker
+from webapp.runs.models import Event, Run, Watch, Worker
 from webapp.runs.services import run_kill, run_request_stop, run_resume, run_steer
+from webapp.runs.watching import forget, watch
 from workers import attempt, claim, process
 from workers.supervise import Supervisor
 
@@ -386,3 +387,20 @@ def test_the_control_file_of_a_new_attempt_does_not_stop_it(supervisor, until, n
     assert Control.model_validate_json(run.folder.control.read_bytes()).stop
     run_resume(run=run, user=alice)
     until(supervisor, lambda: state(run) == "finished")
+
+
+def test_what_viewers_choose_reaches_the_control_file_and_leaves_it(supervisor, until, new_run, fake):
+    fake(step=0.05)
+    run = new_run(steps=1000)
+    until(supervisor, lambda: running(run, step=2))
+
+    def chosen() -> list[int]:
+        return Control.model_validate_json(run.folder.control.read_bytes()).watch
+
+    watch(run.pk, "a page", 5)
+    watch(run.pk, "another", 2)
+    until(supervisor, lambda: chosen() == [5, 2])
+    forget("a page")
+    until(supervisor, lambda: chosen() == [2])
+    Watch.objects.update(expires_at=run.created_at)
+    until(supervisor, lambda: chosen() == [])

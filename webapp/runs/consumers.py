@@ -1,4 +1,4 @@
-"""The run page's websocket: sends what the client missed, then what arrives; it takes no orders.
+"""The run page's websocket: sends what the client missed, then what arrives. Its one wish becomes a row.
 
 Two tasks read by cursor, rows from PostgreSQL and live frames from the Redis stream, and send no faster than the
 client takes. A notification only wakes the first one, so many of them cost one look and memory stays bounded.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import re
+import secrets
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,7 +27,7 @@ from django.utils.crypto import constant_time_compare
 from redis.exceptions import RedisError
 
 from webapp.accounts.models import User
-from webapp.runs import live
+from webapp.runs import live, watching
 from webapp.runs.messages import EVENTS_PER_MESSAGE, events_after, run_message
 from webapp.runs.models import Run
 
@@ -48,23 +49,44 @@ class Hello:
     after: int
     live: str
 
-    @classmethod
-    def parse(cls, text: str) -> Hello:
-        """Read a client message; raise ValueError with a sentence for anything but a hello."""
-        if len(text) > MAX_TEXT:
-            raise ValueError("The message is too long.")
-        try:
-            message = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError("The message is not JSON.") from error
-        if not isinstance(message, dict) or message.get("type") != "hello":
-            raise ValueError("The only message understood is hello.")
-        after, cursor = message.get("after", 0), message.get("live") or START
-        if type(after) is not int or not 0 <= after < 2**63:
-            raise ValueError("after: expected the number of an event.")
-        if not isinstance(cursor, str) or not STREAM_ID.fullmatch(cursor):
-            raise ValueError("live: expected the id of a stream entry.")
-        return cls(after, cursor)
+
+@dataclass(frozen=True)
+class Wish:
+    """The group that the viewer wants to see growing; None wants what is shown unasked."""
+
+    group: int | None
+
+
+def parse(text: str) -> Hello | Wish:
+    """Read a client message; raise ValueError with a sentence for anything that is not understood."""
+    if len(text) > MAX_TEXT:
+        raise ValueError("The message is too long.")
+    try:
+        message = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError("The message is not JSON.") from error
+    kind = message.get("type") if isinstance(message, dict) else None
+    if kind == "hello":
+        return _hello(message)
+    if kind == "watch":
+        return _wish(message)
+    raise ValueError("The only messages understood are hello and watch.")
+
+
+def _hello(message: dict[str, Any]) -> Hello:
+    after, cursor = message.get("after", 0), message.get("live") or START
+    if type(after) is not int or not 0 <= after < 2**63:
+        raise ValueError("after: expected the number of an event.")
+    if not isinstance(cursor, str) or not STREAM_ID.fullmatch(cursor):
+        raise ValueError("live: expected the id of a stream entry.")
+    return Hello(after, cursor)
+
+
+def _wish(message: dict[str, Any]) -> Wish:
+    group = message.get("group")
+    if group is not None and (type(group) is not int or not 0 <= group < 2**31):
+        raise ValueError("group: expected the number of a group, or null.")
+    return Wish(group)
 
 
 class RunConsumer(AsyncWebsocketConsumer):
@@ -73,9 +95,12 @@ class RunConsumer(AsyncWebsocketConsumer):
     recheck_seconds = 60.0
     poll_seconds = 5.0  # a lost notification costs at most this
     pause_seconds = 0.1  # at most ten looks a second
+    renew_seconds = watching.WISH.total_seconds() / 3
 
     async def connect(self) -> None:
         self.tasks: list[asyncio.Task[None]] = []
+        self.wishing: asyncio.Task[None] | None = None
+        self.viewer = secrets.token_urlsafe(16)
         self.changed = asyncio.Event()
         self.run_id: str = self.scope["url_route"]["kwargs"]["run_id"]
         self.groups_joined = [live.group(self.run_id)]
@@ -93,19 +118,25 @@ class RunConsumer(AsyncWebsocketConsumer):
             task.cancel()
         for name in self.groups_joined:
             await self.channel_layer.group_discard(name, self.channel_name)
+        if self.wishing:
+            self.wishing.cancel()
+            await _in_thread(lambda: watching.forget(self.viewer))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         try:
-            hello = Hello.parse(text_data or "")
+            message = parse(text_data or "")
         except ValueError as error:
             await self._send_json({"type": "error", "message": str(error)})
+            return
+        if isinstance(message, Wish):
+            self._wish(message)
             return
         # A later hello starts both readers over: the page woke up, or came back.
         for task in self.tasks[1:]:
             task.cancel()
         del self.tasks[1:]
-        self._spawn(self._send_rows(hello.after))
-        self._spawn(self._send_frames(hello.live))
+        self._spawn(self._send_rows(message.after))
+        self._spawn(self._send_frames(message.live))
 
     async def run_changed(self, message: live.Changed) -> None:
         self.changed.set()
@@ -155,6 +186,27 @@ class RunConsumer(AsyncWebsocketConsumer):
                     continue
                 for cursor, frames in _bundles(_entries(reply)):
                     await self.send(bytes_data=bytes([len(cursor)]) + cursor.encode() + frames)
+
+    def _wish(self, wish: Wish) -> None:
+        if self.wishing:
+            self.wishing.cancel()
+        self.wishing = asyncio.ensure_future(self._watch(wish.group))
+        self.wishing.add_done_callback(self._ended)
+
+    async def _watch(self, group: int | None) -> None:
+        """Keep the viewer's wish alive, and say whether it is granted whenever that changes."""
+        await asyncio.sleep(self.pause_seconds)  # somebody who walks through the groups asks for the last one
+        if group is None:
+            await _in_thread(lambda: watching.forget(self.viewer))
+            await self._send_json({"type": "watch", "group": None, "refused": ""})
+            return
+        said: str | None = None
+        while True:
+            refused = await _in_thread(lambda: watching.watch(self.run_id, self.viewer, group))
+            if refused != said:
+                await self._send_json({"type": "watch", "group": group, "refused": refused})
+                said = refused
+            await asyncio.sleep(self.pause_seconds * 20 if refused else self.renew_seconds)
 
     async def _guard(self) -> None:
         """A socket outlives a logout or a lost role unless somebody looks."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
+from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from trainer.events import RunFolder
 
 UNRESPONSIVE_AFTER = timedelta(seconds=60)
+WATCHED_AT_ONCE = 4  # groups of a run that a trainer streams because viewers ask for them
 
 
 def new_id() -> str:
@@ -64,6 +68,12 @@ class RunQuerySet(models.QuerySet["Run"]):
 
     def lease_expired(self, now) -> RunQuerySet:
         return self.alive().filter(lease_expires_at__lt=now)
+
+    def with_watched(self) -> RunQuerySet:
+        """Read along the groups that viewers ask for, first come first, as `watched`."""
+        wishes = Watch.objects.filter(run=models.OuterRef("pk"), expires_at__gt=Now()).values("group")
+        first = wishes.annotate(first=models.Min("since")).order_by("first", "group").values("group")
+        return self.annotate(watched=ArraySubquery(first[:WATCHED_AT_ONCE]))
 
 
 class SweepQuerySet(models.QuerySet["Sweep"]):
@@ -163,6 +173,8 @@ class Run(models.Model):
     spark_entropy = models.JSONField(default=list, blank=True)
     disk_bytes = models.BigIntegerField(default=0)
 
+    watched: Sequence[int] = ()  # filled by `with_watched`
+
     objects = RunQuerySet.as_manager()
 
     class Meta:
@@ -261,6 +273,22 @@ class Request(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.run_id}"
+
+
+class Watch(models.Model):
+    """A viewer's wish to see one group of a run's steps growing; void after `expires_at` unless renewed."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="watches")
+    viewer = models.CharField(max_length=40, unique=True, help_text="One open page.")
+    group = models.PositiveIntegerField()
+    since = models.DateTimeField(help_text="When the viewer chose this group.")
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["since"]
+
+    def __str__(self) -> str:
+        return f"{self.run_id} group {self.group}"
 
 
 class Worker(models.Model):

@@ -15,8 +15,8 @@ from trainer.config import load
 from trainer.events import KIND_TOKENS, Frame
 from webapp.asgi import application
 from webapp.runs import live
-from webapp.runs.consumers import Hello, RunConsumer, _bundles
-from webapp.runs.models import Event, Run, State
+from webapp.runs.consumers import Hello, RunConsumer, _bundles, parse
+from webapp.runs.models import WATCHED_AT_ONCE, Event, Run, State, Watch
 from webapp.runs.services import run_create
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -149,6 +149,10 @@ async def test_live_frames_arrive_and_the_cursor_gets_the_gap(run, alice, valkey
         '{"type":"hello","after":-1}',
         '{"type":"hello","after":true}',
         '{"type":"hello","live":"; DROP"}',
+        '{"type":"watch","group":-1}',
+        '{"type":"watch","group":true}',
+        '{"type":"watch","group":2147483648}',
+        '{"type":"watch","group":"1; DROP"}',
         "[" * 4000,
         "x" * 5000,
     ],
@@ -228,4 +232,132 @@ def test_binary_messages_are_bounded():
 
 
 def test_a_fresh_page_starts_at_the_oldest_frame():
-    assert Hello.parse('{"type":"hello"}') == Hello(0, "0-0")
+    assert parse('{"type":"hello"}') == Hello(0, "0-0")
+
+
+# Choosing a group -----------------------------------------------------------------------------------------------------
+
+
+async def watched(run: Run) -> list[int]:
+    """Return the groups that the worker would pass on to the trainer."""
+    return await sync_to_async(Run.objects.with_watched().values_list("watched", flat=True).get)(pk=run.pk)
+
+
+async def eventually(look, wanted) -> None:
+    for _ in range(200):
+        if (found := await look()) == wanted:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"{found} instead of {wanted}")
+
+
+async def choose(socket: Socket, group: int | None) -> dict:
+    await socket.say({"type": "watch", "group": group})
+    return await socket.until("watch")
+
+
+async def test_a_choice_becomes_a_row_until_the_page_goes(run, alice):
+    async with await open_socket(run, alice) as socket:
+        assert await choose(socket, 7) == {"type": "watch", "group": 7, "refused": ""}
+        assert await watched(run) == [7]
+        await choose(socket, 3)
+        assert await watched(run) == [3]
+    await eventually(lambda: watched(run), [])
+
+
+async def test_a_choice_can_be_taken_back(run, alice):
+    async with await open_socket(run, alice) as socket:
+        await choose(socket, 7)
+        assert await choose(socket, None) == {"type": "watch", "group": None, "refused": ""}
+        assert await watched(run) == []
+
+
+async def test_walking_through_the_groups_asks_for_the_last_one_only(run, alice):
+    async with await open_socket(run, alice) as socket:
+        for group in range(20):
+            await socket.say({"type": "watch", "group": group})
+        assert (await socket.until("watch"))["group"] == 19
+        assert await sync_to_async(Watch.objects.count)() == 1
+
+
+async def test_two_viewers_both_get_theirs_and_a_hello_keeps_the_choice(run, alice, charlie):
+    async with await open_socket(run, alice) as one, await open_socket(run, charlie) as other:
+        await choose(one, 5)
+        await choose(other, 2)
+        assert await watched(run) == [5, 2]
+        await one.say(HELLO)
+        await one.until("run")
+        assert await watched(run) == [5, 2]
+
+
+async def test_beyond_the_limit_a_viewer_is_told_and_gets_the_place_of_whoever_leaves(run, alice, monkeypatch):
+    monkeypatch.setattr(RunConsumer, "pause_seconds", 0.01)
+    session = await sync_to_async(cookie)(alice)
+    others = [Socket(run.pk, session) for _ in range(WATCHED_AT_ONCE)]
+    for group, socket in enumerate(others):
+        await socket.__aenter__()
+        assert (await choose(socket, 10 + group))["refused"] == ""
+    async with Socket(run.pk, session) as late:
+        refused = (await choose(late, 99))["refused"]
+        assert "10, 11, 12, 13" in refused
+        assert 99 not in await watched(run)
+        assert (await choose(late, 12))["refused"] == ""  # one that is shown anyway
+        assert (await choose(late, 99))["refused"] == refused
+        await others[0].__aexit__()
+        assert await late.until("watch") == {"type": "watch", "group": 99, "refused": ""}
+        assert await watched(run) == [11, 12, 13, 99]
+    for socket in others[1:]:
+        await socket.__aexit__()
+
+
+async def test_a_page_that_vanished_is_forgotten(run, alice):
+    async with await open_socket(run, alice) as socket:
+        await choose(socket, 7)
+        await sync_to_async(Watch.objects.update)(expires_at=run.created_at)
+        assert await watched(run) == []
+
+
+async def test_a_wish_is_renewed_while_the_page_is_open(run, alice, monkeypatch):
+    monkeypatch.setattr(RunConsumer, "renew_seconds", 0.05)
+    async with await open_socket(run, alice) as socket:
+        await choose(socket, 7)
+        await sync_to_async(Watch.objects.update)(expires_at=run.created_at)
+        await eventually(lambda: watched(run), [7])
+
+
+# Slow viewers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_viewer_who_does_not_read_holds_up_nobody_and_little_is_kept_for_her(run, alice, valkey, monkeypatch):
+    """Her socket takes nothing more; what waits for her stays in the capped stream, and others go on."""
+    block, stuck = asyncio.Event(), []
+    send = RunConsumer.send
+
+    async def sticky(self, *args, **more):
+        if self.scope.get("slow") and more.get("bytes_data"):
+            stuck.append(len(more["bytes_data"]))
+            await block.wait()
+        await send(self, *args, **more)
+
+    monkeypatch.setattr(RunConsumer, "send", sticky)
+    slow, quick = await open_socket(run, alice), await open_socket(run, alice)
+    slow.inner.scope["slow"] = True
+    piece = Frame(KIND_TOKENS, 1, 1, payload=b"x" * 8000).encode()
+    async with slow, quick:
+        await slow.say(HELLO)
+        await quick.say(HELLO)
+        newest = b""
+        for _ in range(300):
+            newest = valkey.xadd(live.stream(run.pk), {"f": piece})
+        got = 0
+        while got < 300 * len(piece):
+            message = await quick.until("frames")
+            got += len(message) - 1 - message[0]
+        assert message[1 : 1 + message[0]] == newest
+        assert len(stuck) == 1, "nothing is sent behind the message that she does not take"
+        block.set()
+        got = 0
+        while got < 300 * len(piece):
+            message = await slow.until("frames")
+            got += len(message) - 1 - message[0]
+        assert max(stuck) <= 256 * 1024 + 64
