@@ -65,7 +65,7 @@ class Collector:
         if filled and not self.complained:
             groups = self.config.sampling.prompts_per_step
             message = (
-                f"{filled} of {groups} prompts were filled up: no more groups with a difference were found; they do not "
+                f"{filled} of {groups} prompts were filled up: no more groups with a difference came; they do not "
                 "learn, and rollout/filled counts them from now on; take easier prompts or more samples of each"
             )
             self.stream.emit("warning", step, code="rollout", message=message)
@@ -99,6 +99,7 @@ class Waves:
             self.done = [self.known[one.request.id][0] for one in self.done]
             wave = self.strategy.next_wave(self.done)
         picks = self.strategy.finish(self.done)
+        self._shorten(picks)
         self._grade([pick.done.request.id for pick in picks])
         places = {pick.done.request.id: self._index(pick) for pick in picks}
         completions = [self._completion(pick, places) for pick in picks]
@@ -171,13 +172,13 @@ class Waves:
         self.sampling += time.monotonic() - began
 
     def _done(self, request: GenRequest, generation: Generation) -> Done:
-        at = len(request.prefix_ids)
+        at, given = len(request.prefix_ids), request.given_logprob
         parent = self.known[request.parent][0] if request.parent is not None else None
         ids = (*request.prefix_ids, *generation.ids)
         text, offsets = self.collector.detokenizer.decode(list(ids))
         return Done(
             request, generation, text, offsets, ids,
-            logprob=[*parent.logprob[:at], *generation.logprob] if parent else generation.logprob,
+            logprob=[*parent.logprob[: at - len(given)], *given, *generation.logprob] if parent else generation.logprob,
             entropy=[*parent.entropy[:at], *generation.entropy] if parent else generation.entropy,
         )  # fmt: skip
 
@@ -192,6 +193,13 @@ class Waves:
             graded = replace(done, reward=result.reward, right=is_right(result))
             self.known[done.request.id] = graded, result
         self.grading += time.monotonic() - began
+
+    def _shorten(self, picks: Sequence[Pick]) -> None:
+        """Take over the completions that the strategy has cut off; they are graded as they are now."""
+        for pick in picks:
+            index = pick.done.request.id
+            if len(pick.done.ids) < len(self.known[index][0].ids):
+                self.known[index] = pick.done, None
 
     def _index(self, pick: Pick) -> int:
         groups = self.config.sampling.prompts_per_step
@@ -215,8 +223,10 @@ class Waves:
         )  # fmt: skip
 
     def _moments(self, index: int) -> dict[str, list[float]]:
-        """Return a request's moments by name, those of its prefix in front."""
+        """Return a request's moments and bounds of entropy by name, those of its prefix in front."""
         done = self.known[index][0]
+        said = done.generation
+        bounds = {"entropy_low": said.low, "entropy_high": said.high} if said.estimator == "bounds" else {}
         at, parent = len(done.request.prefix_ids), done.request.parent
         before: dict[str, Any] = self._moments(parent) if at and parent is not None else {}
-        return {name: [*before.get(name, [])[:at], *own] for name, own in done.generation.moments.items()}
+        return {name: [*before.get(name, [])[:at], *own] for name, own in (said.moments | bounds).items()}

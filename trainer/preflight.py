@@ -97,6 +97,8 @@ def check(
     for note in info.notes:
         report.add("model.source", f"model.source: {note}", warning=True)
     _context(report, config, info)
+    for remark in (remark for part in config.objective.parts for remark in part.remarks()):
+        report.add("objective.parts", f"objective.parts: {remark}", warning=True)
     if info.parameters:
         _costs(report, config, info, folder or _runs(), gpu_bytes)
     try:

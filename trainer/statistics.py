@@ -204,6 +204,20 @@ STATISTICS: dict[str, StatisticInfo] = {
             "turn", "turn within the trajectory, from 0", domain="completion", policy="engine", supplier="sampling"
         ),
         StatisticInfo(
+            "parent",
+            "number of the trajectory it forks off; -1 for one drawn from the prompt",
+            domain="completion",
+            policy="engine",
+            supplier="sampling",
+        ),
+        StatisticInfo(
+            "fork_at",
+            "tokens it shares with its parent",
+            domain="completion",
+            policy="engine",
+            supplier="sampling",
+        ),
+        StatisticInfo(
             "off_policy",
             "1 on tokens this policy did not sample (refinements, demonstrations), else 0",
             policy="buffer",

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.completion import Completion
 
 TOKEN_TEXT = ("planning", "trigger")
-COMPLETION_FACTS = ("think_end", "answer", "correct", "copied", "task", "trajectory", "turn")
+COMPLETION_FACTS = ("think_end", "answer", "correct", "copied", "task", "trajectory", "turn", "parent", "fork_at")
 COPIED = 0.8  # share of an answer's words, in order, above which it only repeats the question (EMPO, 2504.05812)
 
 
@@ -41,6 +41,8 @@ def completion_facts(names: Sequence[str], completions: Sequence[Completion], op
         "task": lambda c: 0,
         "trajectory": lambda c: c.index,
         "turn": lambda c: 0,
+        "parent": lambda c: -1 if c.parent is None else c.parent,
+        "fork_at": lambda c: c.fork_at or 0,
     }
     return torch.tensor([[float(facts[name](c)) for name in names] for c in completions]).reshape(-1, len(names))
 

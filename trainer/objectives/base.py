@@ -134,6 +134,15 @@ class ObjectivePart(Part):
     requires: ClassVar[frozenset[str]] = frozenset()
     moves: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def tempered(self) -> bool:
+        """Whether completions are drawn at another temperature than that of training."""
+        return False
+
+    def remarks(self) -> list[str]:
+        """Return what people should know of these settings before a run starts, one sentence each."""
+        return []
+
     def reads(self) -> frozenset[Statistic]:
         """Return the statistics read under these settings."""
         return self.needs

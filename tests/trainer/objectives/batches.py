@@ -51,6 +51,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "think_end": (-1, 2, True),
     "trajectory": (0, 2, True),
     "turn": (0, 2, True),
+    "parent": (-1, -1, True),  # trees are made by hand: a random parent is no tree
+    "fork_at": (0, 0, True),
     "off_policy": (0, 1, True),
     "replayed": (0, 1, True),
     "teacher_logprob": (-30, 0, False),

@@ -76,7 +76,7 @@ def trailing(values: Array, window: int) -> Array:
 def streak(flags: Array) -> Array:
     """Return how many flags in a row, up to each one, are set, [T]."""
     place = np.arange(len(flags))
-    return place - np.maximum.accumulate(np.where(flags, -1, place), initial=-1)[: len(flags)]
+    return place - np.maximum.accumulate(np.where(flags, -1, place))
 
 
 class WideAndPruned(Growth):
