@@ -16,7 +16,8 @@ class Completion:
     """One completion of a step: `index` is its place in the step's order, over all processes.
 
     `engine_...` are lists over all tokens of the completion. Where it forks off another, `parent` is that one's index
-    in the step, if it is part of it, and `fork_at` how many tokens they share.
+    in the step, if it is part of it, and `fork_at` how many tokens they share. `template` names the wording of its
+    prompt where there are several. One that does not `learn` gives no gradient.
     """
 
     index: int
@@ -35,6 +36,8 @@ class Completion:
     parent: int | None = None
     fork_at: int | None = None
     version: int = 0
+    template: str = ""
+    learns: bool = True
 
     @property
     def right(self) -> bool | None:

@@ -108,6 +108,35 @@ class ServerConfig(Settings):
     )
 
 
+class VllmConfig(Settings):
+    """The vllm engine: how much memory it takes and how it computes."""
+
+    memory_share: float = setting(
+        0.45,
+        help="Share of a GPU's memory for the engine's weights and key-value cache; the trainer has the rest.",
+        gt=0,
+        lt=1,
+    )
+    sleep: bool = setting(
+        True, help="Give the engine's GPU memory back while the trainer learns; waking takes seconds for large models."
+    )
+    enforce_eager: bool = setting(
+        False, help="Neither compile nor capture CUDA graphs: starts sooner and samples slower.", advanced=True
+    )
+    cache_gigabytes: float = setting(
+        1.0, help="Key-value cache on a CPU, where nothing is compiled either.", unit="GiB", gt=0, le=4096
+    )
+    max_sequences: int = setting(
+        256, help="Completions generated at the same time.", unit="sequences", ge=1, le=65536, advanced=True
+    )
+    entropy: Literal["exact", "bounds"] = setting(
+        "exact",
+        help="exact draws with the trainer's own sampler from vLLM's logits; bounds lets vLLM draw and leaves an "
+        "interval for each entropy: it takes neither truncation nor modifiers.",
+        advanced=True,
+    )
+
+
 class SamplingConfig(Settings):
     """How rollouts are drawn."""
 
@@ -135,9 +164,13 @@ class SamplingConfig(Settings):
     min_p: float = setting(
         0.0, help="Drop tokens less likely than this share of the likeliest.", ge=0, lt=1, advanced=True
     )
-    engine: Literal["hf"] = setting(
-        "hf", help="What generates: hf decodes with the training model itself and gives exact entropy.", advanced=True
+    engine: Literal["hf", "vllm"] = setting(
+        "hf",
+        help="What generates: hf decodes with the training model itself; vllm with a copy of it, faster for large "
+        "models and long completions, given the new weights before every step. Both give exact entropy.",
+        advanced=True,
     )
+    vllm: VllmConfig = setting(VllmConfig(), help="How vLLM runs.", show_if={"engine": "vllm"}, advanced=True)
     server: ServerConfig = setting(ServerConfig(), help="Generation in a process of its own.")
     staleness: int = setting(
         0,
@@ -286,6 +319,13 @@ class RunConfig(Settings):
                     "do that yet: choose another objective, or apply this one to recorded numbers with "
                     "evaluate-objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> RunConfig:
+        rollout = self.objective.rollout
+        if rollout and (why := rollout.unfit(self.sampling.samples_per_prompt)):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

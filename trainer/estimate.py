@@ -15,12 +15,17 @@ from trainer.model_files import ModelInfo
 
 
 class Estimate(BaseModel):
-    """`memory` is one process's, None where `memory_unknown` says why; `disk_bytes`: kept checkpoints and a draft."""
+    """`generated_least` and `generated_most` are completions of a step, with those that a rollout strategy adds.
+
+    `memory` is one process's, None where `memory_unknown` says why; `disk_bytes`: kept checkpoints and a draft.
+    """
 
     steps: int
     updates: int
     completions_per_step: int
     completions: int
+    generated_least: int
+    generated_most: int
     max_tokens: int
     evaluation_completions: int
     parameters: int
@@ -46,6 +51,8 @@ def estimate(config: RunConfig, info: ModelInfo, folder: Path | None, *, room: i
     """
     sampling, optimiser, evaluation = config.sampling, config.optimiser, config.evaluation
     per_step = sampling.prompts_per_step * sampling.samples_per_prompt
+    rollout = config.objective.rollout
+    least, most = rollout.cost(sampling.samples_per_prompt) if rollout else (1.0, 1.0)
     times = 2 + (optimiser.steps - 1) // evaluation.every_steps if evaluation.every_steps else 0
     moving = trained(config, info)
     checkpoint = _checkpoint_bytes(config, info, moving)
@@ -56,7 +63,9 @@ def estimate(config: RunConfig, info: ModelInfo, folder: Path | None, *, room: i
         updates=optimiser.steps * optimiser.minibatches_per_step,
         completions_per_step=per_step,
         completions=per_step * optimiser.steps,
-        max_tokens=per_step * optimiser.steps * sampling.max_completion_tokens,
+        generated_least=round(per_step * least),
+        generated_most=round(per_step * most),
+        max_tokens=round(per_step * most) * optimiser.steps * sampling.max_completion_tokens,
         evaluation_completions=times * evaluation.prompts * (evaluation.samples_per_prompt + evaluation.greedy),
         parameters=info.parameters,
         trained_parameters=moving,

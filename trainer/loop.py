@@ -29,12 +29,12 @@ from trainer.passes import head_contract, moments_wanted, old_logprobs
 from trainer.policy import Policy
 from trainer.prompts import Prompts
 from trainer.recorder import RECORDED, Recorder
-from trainer.report import answers, observation, step_metrics, ungraded
+from trainer.report import answers, by_template, observation, step_metrics, ungraded
 from trainer.rewards.pool import RewardPool
 from trainer.rollout import engine
 from trainer.stream import Silent
 from trainer.surroundings import config_hash, microbatch_tokens, seed_everything, versions
-from trainer.update import Update, Updater
+from trainer.update import Updater
 
 
 class Trainer:
@@ -104,8 +104,9 @@ class Trainer:
             update = self.updater.update(
                 completions, settings, minibatches, temperature, times, also=also, sampled=sampled
             )
-            metrics = step_metrics(update, answers(completions, self.world)) | self._figures(step, update)
-            metrics |= _means(self.world.gather(figures))
+            metrics = step_metrics(update, answers(completions, self.world)) | _means(self.world.gather(figures))
+            metrics |= by_template(update, completions, self.world)
+            metrics |= self._figures(step, int(metrics.pop("tokens/generated")))
             self.health.check(step, update, *ungraded(completions, self.world))
             if recorded:
                 self.recorder.record(step, completions, update, settings, self.stream, self.attempt)
@@ -190,9 +191,8 @@ class Trainer:
 
     # -- after a step ---------------------------------------------------------------------------------------------
 
-    def _figures(self, step: int, update: Update) -> dict[str, float]:
-        """Return what the run itself knows of a step: rate, knobs, target, totals."""
-        generated = int(update.layout.length.sum())
+    def _figures(self, step: int, generated: int) -> dict[str, float]:
+        """Return what the run itself knows of a step in which so many tokens were generated: rate, knobs, totals."""
         self.tokens += generated
         figures = {f"knob/{name}": value for name, value in self.steering.knobs.items()}
         figures |= {

@@ -32,7 +32,7 @@ def needs_scoring(config: RunConfig) -> str:
     if config.model.lora.enabled and config.model.lora.dropout:
         return "dropout in the LoRA adapters makes the pass with gradients another policy"
     for part in config.objective.parts:
-        if part.stage == "sampling":
+        if part.stage == "sampling" or part.tempered:
             return f"{part.type} samples some completions at another temperature"
         if "engine_logprob" in part.reads():
             return f"{part.type} compares sampling with training"
@@ -64,6 +64,13 @@ def old_logprobs(config: RunConfig, caps: Caps) -> Choice:
             choice="engine", why=f"{names}: sampling runs the same weights in float32, so nothing but rounding differs"
         )
     return Choice(choice="score", why=f"{names}: sampling rounds differently from training in {config.model.dtype}")
+
+
+def entropy_estimate(passed: Choice, caps: Caps) -> Choice | None:
+    """Say where entropies are taken from too little; None where they are over the full vocabulary."""
+    if passed.choice == "score" or caps.exact_entropy:
+        return None
+    return Choice(choice="bounds", why="sampling saw only the likeliest tokens: middle of the interval they leave")
 
 
 def head_contract(config: RunConfig) -> Choice:

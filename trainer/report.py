@@ -75,6 +75,20 @@ def step_metrics(
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def by_template(update: Update, completions: Sequence[Completion], world: World) -> dict[str, float]:
+    """Return mean reward and token entropy of each template's completions, where prompts have several wordings."""
+    mine = {c.index: c.template for c in completions if c.template}
+    names = {index: name for part in world.gather(mine) for index, name in part.items()}
+    batch, found = update.batch, dict[str, float]()
+    order = [names.get(int(index), "") for index in update.layout.index]
+    for name in sorted(set(order) - {""}):
+        chosen = torch.tensor([name == other for other in order])
+        entropy, reward = batch.need("old_entropy")[chosen[batch.sequence]], batch.reward[chosen & batch.need("valid")]
+        found[f"template/{name}_entropy"] = float(entropy.mean())
+        found[f"template/{name}_reward"] = float(reward.mean())
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
 def observation(step: int, total: int, metrics: dict[str, float]) -> Observation:
     """Return what controllers see of a step."""
     return Observation(

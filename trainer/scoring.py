@@ -56,7 +56,8 @@ class Scorer:
         columns = dict(zip(mine, tokens.unbind(1), strict=True))
         facts = layout.completions(
             torch.tensor([_facts(completion) for completion in completions], dtype=torch.float64)
-        )  # [S, 6]
+        )  # [S, 7]
+        learns = facts[:, 6]
         extra = {name: columns[name] for name in (*head, *self.text, "hellinger") if name in columns}
         extra = {name: value for name, value in extra.items() if not STATISTICS[name].core}
         return TokenBatch(
@@ -73,6 +74,7 @@ class Scorer:
             ref_logprob=columns.get("ref_logprob"),
             sum_p2=columns.get("sum_p2"),
             sum_p2_logp=columns.get("sum_p2_logp"),
+            mask=None if bool(learns.all()) else learns[layout.sequence],
             valid=facts[:, 2].bool(),
             truncated=facts[:, 3].bool(),
             auxiliary=facts[:, 4].bool() if bool(facts[:, 4].any()) else None,
@@ -140,10 +142,10 @@ class Scorer:
 
 
 def _facts(completion: Completion) -> list[float]:
-    """Return group, reward, whether there is one, whether it was cut off, whether it is auxiliary, and its tokens."""
+    """Return group, reward, whether it has one, was cut off, is auxiliary, then its tokens and whether it learns."""
     reward, cut = completion.scored.reward, completion.finish_reason == "length"
-    size = len(completion.tokens.completion)
-    return [completion.group, 0.0 if reward is None else reward, reward is not None, cut, completion.auxiliary, size]
+    graded = [0.0 if reward is None else reward, reward is not None]
+    return [completion.group, *graded, cut, completion.auxiliary, len(completion.tokens.completion), completion.learns]
 
 
 def _said(completions: list[Completion], moments: list[str]) -> dict[str, Tensor]:

@@ -23,7 +23,10 @@ class Batch:
     @classmethod
     def of(cls, config: RunConfig) -> Batch:
         sampling, optimiser = config.sampling, config.optimiser
-        prompts, samples = _share(sampling.prompts_per_step, config), sampling.samples_per_prompt
+        prompts, rollout = _share(sampling.prompts_per_step, config), config.objective.rollout
+        samples = flying = sampling.samples_per_prompt
+        if rollout:
+            samples, flying = rollout.most(samples), rollout.at_once(samples)
         prompt, completion = sampling.max_prompt_tokens, sampling.max_completion_tokens
         learned = -(-prompts // optimiser.minibatches_per_step)
         whole = learned * (prompt + samples * completion)  # a prompt runs once for all its completions
@@ -34,7 +37,7 @@ class Batch:
         attended = prompt + completion * (pieces + 1) / (2 * pieces)  # by a token of a completion, on average
         keys = share * pieces * attended / completion + 1 - share
         return cls(
-            waiting=max(prompts * samples, _measured(config)),
+            waiting=max(prompts * flying, _measured(config)),
             longest=longest,
             tokens=tokens,
             parted=tokens < whole,

@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from trainer.objectives.base import STAGES, ObjectivePart
 from trainer.objectives.registry import PARTS, PRESETS
+from trainer.objectives.stages import Rollout
 from trainer.part import Settings, setting
 
 EXCLUSIVE = (
@@ -82,6 +83,11 @@ class ObjectiveConfig(Settings):
             )
         return {**data, "parts": merge(PRESETS[name].parts, given)}
 
+    @property
+    def rollout(self) -> Rollout | None:
+        """The part that plans the rollouts; None for plain groups."""
+        return next((part for part in self.parts if isinstance(part, Rollout)), None)
+
     @field_validator("preset")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -105,11 +111,21 @@ class ObjectiveConfig(Settings):
                 )
             if missing := sorted(part.requires - types):
                 raise ValueError(f"objective.parts: {part.type} needs {', '.join(missing)}; add it to parts")
+        self._one_plan()
         self._one_owner()
         self._heard()
         self._one_option()
         self._clipped()
         return self
+
+    def _one_plan(self) -> None:
+        """Refuse a side batch where a part of the rollout stage says what is sampled."""
+        found = {part.stage: part.type for part in self.parts}
+        if "rollout" in found and "sampling" in found:
+            raise ValueError(
+                f"objective.parts: {found['rollout']} plans the rollouts and leaves no room for the side batch of "
+                f"{found['sampling']}; remove one"
+            )
 
     def _one_owner(self) -> None:
         """Refuse two parts that declare, or that move, the same knob."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from trainer.objectives import (
     advantages,
+    branching,
     common,
     control,
     covariance,
     entropy_change,
     rewards,
+    rollouts,
     selection,
     surrogates,
 )
@@ -24,6 +26,8 @@ FAMILIES: tuple[Family, ...] = (
     advantages.FAMILY,
     rewards.FAMILY,
     control.FAMILY,
+    rollouts.FAMILY,
+    branching.FAMILY,
 )
 
 

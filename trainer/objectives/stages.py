@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from trainer.batch import TokenBatch
     from trainer.rollout.base import SamplerSpec, Scene, Strategy
+    from trainer.template import Template
 
 
 class Prompting(ObjectivePart):
@@ -20,8 +21,8 @@ class Prompting(ObjectivePart):
 
     stage: ClassVar[Stage] = "prompting"
 
-    def templates(self) -> dict[str, str]:
-        """Return the wordings by name: texts in which {prompt} stands for the prompt as the task words it."""
+    def templates(self) -> dict[str, Template]:
+        """Return the wordings by name."""
         raise NotImplementedError
 
 
@@ -33,6 +34,22 @@ class Rollout(ObjectivePart):
     def strategy(self, scene: Scene, step: Step) -> Strategy:
         """Return the strategy of one step of one process."""
         raise NotImplementedError
+
+    def unfit(self, samples: int) -> str:
+        """Return why groups of so many samples do not do, as "field: one sentence with the fix", or ""."""
+        return ""
+
+    def most(self, samples: int) -> int:
+        """Return how many completions of a prompt can enter a step where `samples` are asked for."""
+        return samples
+
+    def at_once(self, samples: int) -> int:
+        """Return how many completions of a prompt one wave asks for at most."""
+        return self.most(samples)
+
+    def cost(self, samples: int) -> tuple[float, float]:
+        """Return how many completions are generated at least and at most, over prompts times samples."""
+        return 1.0, 1.0
 
 
 class Decoding(ObjectivePart):

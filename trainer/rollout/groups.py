@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trainer.rollout.base import Done, GenRequest, Pick, Scene
+from trainer.rollout.base import Done, GenRequest, Pick, Prompt, Scene
 
 
 @dataclass
@@ -38,3 +38,20 @@ class Groups:
 
     def figures(self) -> dict[str, float]:
         return {}
+
+
+def requests(scene: Scene, prompts: Iterable[Prompt], samples: range, first: int) -> list[GenRequest]:
+    """Return a request for each of these samples of each prompt, numbered from `first`, drawn as Groups draws them."""
+    wanted = [(prompt, sample) for prompt in prompts for sample in samples]
+    return [
+        scene.request(first + place, prompt, sample, prompt.group, sample, 0)
+        for place, (prompt, sample) in enumerate(wanted)
+    ]
+
+
+def by_group(done: Iterable[Done]) -> dict[int, list[Done]]:
+    """Return the completions under their groups, both in the order they came."""
+    found: dict[int, list[Done]] = {}
+    for one in done:
+        found.setdefault(one.request.group, []).append(one)
+    return found

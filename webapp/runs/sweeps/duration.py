@@ -31,10 +31,11 @@ class Duration:
 
 
 def tokens_of(config: RunConfig) -> int:
-    """Return the completion tokens that a run generates at most, evaluations included."""
+    """Return the completion tokens of a run at most, evaluations included, what a rollout strategy may add left out."""
     # They do not depend on the model, whose files would have to be read.
     cost = estimate(config, ModelInfo(source=config.model.source, kind="unread"), None)
-    return cost.max_tokens + cost.evaluation_completions * config.sampling.max_completion_tokens
+    learned = cost.generated_least * cost.steps
+    return (learned + cost.evaluation_completions) * config.sampling.max_completion_tokens
 
 
 def duration_of(configs: Iterable[RunConfig], times: int) -> Duration:
