@@ -58,7 +58,9 @@ def fabricate(path: Path, completions: int, tokens: int) -> None:
         "completion": [" sum" * tokens] * completions, "reward_parts": ["{}"] * completions, "right": reward > 0.5,
         "answer": [str(at % 5) for at in range(completions)], "advantage": reward - 0.4,
         "finish_reason": ["stop"] * completions, "branch_parent": [None] * completions,
-        "branch_token": [None] * completions,
+        "branch_token": [None] * completions, "version": [6] * completions, "template": [None] * completions,
+        "learns": [True] * completions,
+        "segments": [[{"kind": "model", "first": 0, "count": tokens}]] * completions,
     }  # fmt: skip
     schema = SCHEMA
     for name in RECORDED:

@@ -25,7 +25,7 @@ from trainer.kernels import choose_room
 from trainer.models import resolve
 from trainer.objectives import Objective
 from trainer.optimiser import Optimiser
-from trainer.passes import head_contract, moments_wanted, old_logprobs
+from trainer.passes import entropy_estimate, head_contract, moments_wanted, old_logprobs
 from trainer.policy import Policy
 from trainer.prompts import Prompts
 from trainer.recorder import RECORDED, Recorder
@@ -178,6 +178,8 @@ class Trainer:
             "kernel": Choice(choice=room, why=why),
             "micro_batches": Choice(choice=f"{forward.name}, up to {self.policy.budget:,} tokens", why=forward.why),
         }
+        if estimate := entropy_estimate(self.old_logprobs, self.collector.engine.caps):
+            chosen["entropy"] = estimate
         return {name: choice.model_dump() for name, choice in chosen.items()}
 
     def _listen(self, step: int) -> Control:

@@ -20,17 +20,19 @@ def packed(recording: Recording, effect: Effect, row: Row) -> bytes:
     """Return u32 header length, JSON header, then columns over all tokens.
 
     They are `weight f16, entropy_weight f16, kind u8, own_kind u8`.
-    Columns are aligned to 8 bytes; the header holds the row, the names of the kinds and where each column lies.
+    Context tokens have weight 0 and the first kind. Columns are aligned to 8 bytes; the header holds the row, the names
+    of the kinds and where each column lies.
     """
     columns = {
-        "weight": ("f16", _half(effect.weight)),
-        "entropy_weight": ("f16", _half(effect.entropy_weight)),
-        "kind": ("u8", effect.kind.numpy().tobytes()),
-        "own_kind": ("u8", own(recording).kind.numpy().tobytes()),
+        "weight": ("f16", _half(recording.spread(effect.weight))),
+        "entropy_weight": ("f16", _half(recording.spread(effect.entropy_weight))),
+        "kind": ("u8", recording.spread(effect.kind).numpy().tobytes()),
+        "own_kind": ("u8", recording.spread(own(recording).kind).numpy().tobytes()),
     }
+    tokens = recording.batch.tokens if recording.counts is None else len(recording.counts)
     specs, body, at = {}, [], 0
     for name, (dtype, data) in columns.items():
-        specs[name] = {"dtype": dtype, "offset": at, "length": recording.batch.tokens}
+        specs[name] = {"dtype": dtype, "offset": at, "length": tokens}
         padded = data + bytes(-len(data) % 8)
         body.append(padded)
         at += len(padded)

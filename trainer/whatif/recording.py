@@ -22,18 +22,19 @@ from trainer.errors import ConfigError
 from trainer.events import RunFolder
 from trainer.objectives import Objective, ObjectiveConfig, Step
 from trainer.policy import Trajectory
-from trainer.recorder import CURRENT, FLAG_AUXILIARY, FLAG_MASKED, METADATA, describe
+from trainer.recorder import CURRENT, FLAG_AUXILIARY, FLAG_CONTEXT, FLAG_MASKED, METADATA, describe
 from trainer.rewards.scoring import Scored
 from trainer.statistics import STATISTICS, StatisticInfo
 from trainer.tasks import Row
 from trainer.text_statistics import COMPLETION_FACTS, TOKEN_TEXT, completion_facts, token_statistics
 
 CORE = ("sum_p2", "sum_p2_logp", "ref_logprob")
+UNREAD = ("prompt", "completion", "reward_parts", "segments", "template")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """N tokens of S recorded completions, float64 on the CPU, as the step began."""
+    """N tokens of S recorded completions, float64 on the CPU, as the step began; context tokens are left out."""
 
     path: Path
     batch: TokenBatch
@@ -48,6 +49,11 @@ class Recording:
     objective: ObjectiveConfig | None  # the run's own; None where this version does not know it
     options: dict[str, Any] = field(default_factory=dict)  # that the recorded statistics were computed with
     described: bool = True  # False: an older file, whose knobs in force are not known
+    counts: Tensor | None = None  # [M] bool: which of all recorded tokens these are; None for all
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return [N] over all recorded tokens, [M], context 0."""
+        return values if self.counts is None else values.new_zeros(len(self.counts)).masked_scatter(self.counts, values)
 
     @property
     def now(self) -> TokenBatch:
@@ -112,7 +118,7 @@ def read(path: Path) -> Recording:
     """Read a rollout file; raises FileNotFoundError, and ConfigError for a file that is broken or lacks a column."""
     try:
         file = pq.ParquetFile(path)
-        names = [name for name in file.schema_arrow.names if name not in ("prompt", "completion", "reward_parts")]
+        names = [name for name in file.schema_arrow.names if name not in UNREAD]
         table = file.read(columns=names)
     except pa.ArrowException as error:
         raise ConfigError(f"{path.name} cannot be read: {error}") from error
@@ -125,17 +131,22 @@ def read(path: Path) -> Recording:
 def _recording(path: Path, table: pa.Table) -> Recording:
     length = torch.tensor(pc.list_value_length(table["token_ids"]).to_pylist(), dtype=torch.long)
     columns = {name: _tokens(table, name, int(length.sum())) for name in table.column_names if _is_list(table, name)}
-    flags = columns["flags"].long()
-    facts, described = _facts(path, table)
     starts = length.cumsum(0) - length
     sequence = torch.repeat_interleave(torch.arange(len(length)), length)
-    reward = torch.tensor(table["reward"].to_numpy(zero_copy_only=False)).double()
+    position = torch.arange(len(sequence)) - starts[sequence]
+    flags = columns["flags"].long()
+    facts, described = _facts(path, table)
     auxiliary = torch.zeros(len(length), dtype=torch.bool)
     auxiliary[sequence[(flags & FLAG_AUXILIARY) > 0]] = True
+    counts = (flags & FLAG_CONTEXT) == 0
+    if not bool(counts.all()):
+        sequence, position, flags = sequence[counts], position[counts], flags[counts]
+        columns = {name: values[counts] if len(values) == len(counts) else values for name, values in columns.items()}
+    reward = torch.tensor(table["reward"].to_numpy(zero_copy_only=False)).double()
     batch = TokenBatch(
         logprob=columns["logprob"],
         sequence=sequence,
-        position=torch.arange(len(sequence)) - starts[sequence],
+        position=position,
         group=torch.tensor(table["group"].to_pylist(), dtype=torch.long),
         reward=reward,
         length=length,
@@ -146,6 +157,7 @@ def _recording(path: Path, table: pa.Table) -> Recording:
         **{name: columns[name] for name in CORE if name in columns},
         valid=torch.isfinite(reward),
         truncated=torch.tensor([reason == "length" for reason in table["finish_reason"].to_pylist()]),
+        mask=_learning(table, sequence),
         auxiliary=auxiliary if bool(auxiliary.any()) else None,
         extra=_extra(table, columns),
     )
@@ -163,7 +175,16 @@ def _recording(path: Path, table: pa.Table) -> Recording:
         objective=_objective(facts["objective"]),
         options=facts["options"],
         described=described,
+        counts=None if bool(counts.all()) else counts,
     )
+
+
+def _learning(table: pa.Table, sequence: Tensor) -> Tensor | None:
+    """Return a mask without the tokens of completions that give no gradient, [N], or None where all do."""
+    if "learns" not in table.column_names:
+        return None
+    learns = torch.tensor(table["learns"].to_pylist(), dtype=torch.float64)
+    return None if bool(learns.all()) else learns[sequence]
 
 
 def _is_list(table: pa.Table, name: str) -> bool:
@@ -219,9 +240,10 @@ def _objective(data: dict[str, Any]) -> ObjectiveConfig | None:
 
 def _completions(path: Path, batch: TokenBatch) -> list[Completion]:
     """Return the recorded completions with their texts, as far as statistics of texts look at them."""
-    names = ["group", "sample", "row_key", "completion", "token_ids", "byte_offsets", "finish_reason", "right"]
+    names = ["group", "sample", "row_key", "completion", "token_ids", "byte_offsets", "finish_reason", "right", "flags"]
     file = pq.ParquetFile(path)
-    names += [name for name in ("answer", "reward") if name in file.schema_arrow.names]
+    maybe = ("answer", "reward", "branch_parent", "branch_token")
+    names += [name for name in maybe if name in file.schema_arrow.names]
     auxiliary = torch.zeros(batch.sequences, dtype=torch.bool) if batch.auxiliary is None else batch.auxiliary
     found = []
     for index, row in enumerate(file.read(columns=names).to_pylist()):
@@ -233,11 +255,13 @@ def _completions(path: Path, batch: TokenBatch) -> list[Completion]:
                 sample=row["sample"],
                 auxiliary=bool(auxiliary[index]),
                 row=Row(row["row_key"] or "", "", ""),
-                tokens=Trajectory((), tuple(row["token_ids"])),
+                tokens=Trajectory((), tuple(row["token_ids"]), tuple(not flag & FLAG_CONTEXT for flag in row["flags"])),
                 engine_logprob=[],
                 finish_reason=row["finish_reason"],
                 text=row["completion"],
                 offsets=row["byte_offsets"],
+                parent=row.get("branch_parent"),
+                fork_at=row.get("branch_token"),
                 scored=Scored(row["reward"], right, row.get("answer")),
             )
         )
