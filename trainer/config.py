@@ -329,6 +329,16 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _forms_are_asked_for(self) -> RunConfig:
+        worded = any(part.stage == "prompting" for part in self.objective.parts)
+        if not worded and any(reward.type == "template_form" for reward in self.rewards):
+            raise ValueError(
+                "rewards: template_form looks for what a template asks, and prompts have none here; add the part "
+                "prompt_augmentation or take the reward format"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sampling_gives_logprobs(self) -> RunConfig:
         if self.optimiser.old_logprobs == "engine" and (why := passes.needs_scoring(self)):
             raise ValueError(f"optimiser.old_logprobs: engine is not enough here: {why}; choose auto or score")

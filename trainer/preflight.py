@@ -23,6 +23,7 @@ from trainer.memory import LABELS, PHASES, available
 from trainer.model_files import ModelInfo
 from trainer.roots import home
 from trainer.tasks import Row, Task
+from trainer.template import PLAIN
 
 TRIALS = 3
 TRIED_ROWS = 24
@@ -160,7 +161,7 @@ def _lengths(report: Preflight, config: RunConfig, info: ModelInfo, rows: Sequen
     """Count the tokens of the prompts with most characters and of the first ones."""
     from transformers import AutoTokenizer
 
-    from trainer.prompts import encode
+    from trainer.prompts import encode, templates
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(info.path, trust_remote_code=False)
@@ -173,19 +174,25 @@ def _lengths(report: Preflight, config: RunConfig, info: ModelInfo, rows: Sequen
         )
         report.add("model.source", f"model.source: {message}")
     sample = [*sorted(rows, key=lambda row: len(row.prompt), reverse=True)[:LONGEST], *rows[:LONGEST]]
+    wordings = {"": PLAIN} | templates(config)
     try:
-        counts = [len(ids) for ids in encode(tokenizer, config.task, sample)]
+        counts = {
+            (name, place): len(ids)
+            for name, template in wordings.items()
+            for place, ids in enumerate(encode(tokenizer, config.task, sample, template))
+        }
     except Exception as error:  # a chat template is a program of its author's
         report.add(
             "task.chat_template",
             f"task.chat_template: the model's template fails on these prompts ({_first_line(error)})",
         )
         return
-    _compare(report, config, info, max(counts), sample[counts.index(max(counts))])
+    name, place = max(counts, key=counts.__getitem__)
+    _compare(report, config, info, counts[name, place], sample[place], name)
 
 
-def _compare(report: Preflight, config: RunConfig, info: ModelInfo, tokens: int, row: Row) -> None:
-    sampling, shown = config.sampling, f"{row.prompt[:60]!r}"
+def _compare(report: Preflight, config: RunConfig, info: ModelInfo, tokens: int, row: Row, template: str) -> None:
+    sampling, shown = config.sampling, f"{row.prompt[:60]!r}{f', in the template {template}' if template else ''}"
     if tokens > sampling.max_prompt_tokens:
         field = "sampling.max_prompt_tokens"
         message = f"the prompt {row.key} ({shown}) has {tokens} tokens and {sampling.max_prompt_tokens} are allowed"

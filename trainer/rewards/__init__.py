@@ -13,6 +13,7 @@ from trainer.rewards.math_verify import MathVerifyReward
 from trainer.rewards.numeric import NumericReward
 from trainer.rewards.regex import RegexReward
 from trainer.rewards.task import TaskReward
+from trainer.rewards.template_form import TemplateFormReward
 
 REWARDS: dict[str, type[Reward]] = {
     "task": TaskReward,
@@ -21,6 +22,7 @@ REWARDS: dict[str, type[Reward]] = {
     "math_verify": MathVerifyReward,
     "regex": RegexReward,
     "format": FormatReward,
+    "template_form": TemplateFormReward,
 }
 
 RewardConfig: Any = Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from trainer.objectives import PARTS
 from webapp.runs.models import Run
 
 ENTROPY_KNOB, ENTROPY_CHART = "entropy_target", "entropy"
@@ -14,13 +16,15 @@ def line(name: str, label: str, role: str = "line") -> dict[str, str]:
     return {"name": name, "label": label, "role": role}
 
 
-def panels(run: Run) -> list[dict[str, Any]]:
-    """Return the overview charts of a run in order."""
+def panels(run: Run, plan: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the overview charts of a run in order; `plan` is how its newest attempt computes (trainer/passes.py)."""
+    bounds = (plan or {}).get("entropy", {}).get("choice") == "bounds"
     k = run.config.get("evaluation", {}).get("samples_per_prompt", 16)
+    rollouts = [_panel("rollouts", "Generated for each trained token", "tokens", line("rollout/overhead", "generated"))]
     return [
         _panel("reward", "Reward", "", line("reward/mean", "mean")),
         _panel(
-            ENTROPY_CHART, "Entropy", "nats",
+            ENTROPY_CHART, "Entropy", "nats, middle of its bounds" if bounds else "nats",
             line("entropy/mean", "mean"), line("entropy/p10", "p10", "low"), line("entropy/p90", "p90", "high"),
             line("entropy/target_low", "target", "target"), line("entropy/target_high", "target high", "target"),
         ),
@@ -31,6 +35,7 @@ def panels(run: Run) -> list[dict[str, Any]]:
             line(f"evaluation/maj@{k}", f"maj@{k}"), line("evaluation/greedy", "greedy"),
         ),
         _panel("length", "Response length", "tokens", line("length/mean", "mean"), line("length/max", "max")),
+        *(rollouts if _plans_rollouts(run) else []),
         _panel("clip", "Clip share", "of tokens", line("clip/share", "clipped")),
         _panel("gradient", "Gradient norm", "before clipping", line("grad/norm", "norm")),
         _panel("kl", "KL", "nats", line("kl/old", "to the step’s start"), line("kl/ref", "to the reference")),
@@ -42,6 +47,12 @@ def panels(run: Run) -> list[dict[str, Any]]:
         ),
         _panel("time", "Step time", "seconds", *(line(f"time/{part}", part, "stack") for part in TIMES), kind="stack"),
     ]  # fmt: skip
+
+
+def _plans_rollouts(run: Run) -> bool:
+    """Return whether a part of the objective decides what is generated, so that more may be than what is trained on."""
+    kinds = [part.get("type") for part in run.config.get("objective", {}).get("parts", [])]
+    return any(PARTS[kind].stage == "rollout" for kind in kinds if kind in PARTS)
 
 
 # Evaluations and checkpoints happen now and then; in a stack they would tear every other step.
