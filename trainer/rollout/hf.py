@@ -22,10 +22,13 @@ from trainer.policy import Policy, Trajectory, out_of_memory
 from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.fallbacks import Waves, Whole
 from trainer.rollout.ledger import Ledger, OnChunk, OnProgress
-from trainer.rollout.sampling import Samplers, uniforms
+from trainer.rollout.randomness import uniforms
+from trainer.rollout.sampling import Samplers
 from trainer.rollout.slots import Slots, reach
 
 logger = logging.getLogger(__name__)
+
+TOPK_MAX = 1024  # of a token's likeliest, so that a run's numbers stay in memory
 
 
 class Rows(Protocol):
@@ -46,7 +49,9 @@ class Rows(Protocol):
 class HfEngine:
     """Generates with the policy's own model."""
 
-    caps = Caps(exact_entropy=True, per_request_sampler=True, prefix=True, in_process=True, moments=True)
+    caps = Caps(
+        exact_entropy=True, per_request_sampler=True, prefix=True, in_process=True, moments=True, topk_max=TOPK_MAX
+    )
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -154,10 +159,12 @@ def _decode(
             active = np.concatenate([active, np.array(new)])
         if not len(active):
             return
-        numbers = uniforms(ledger.seeds[active], ledger.first[active] + ledger.lengths[active])
-        chosen = samplers.of(torch.from_numpy(active).to(policy.device))
-        place = torch.from_numpy(numbers).to(policy.device)
-        token, *known = _draw(policy, states, chosen, place, moments=ledger.moments)
+        places = ledger.first[active] + ledger.lengths[active]
+        rows, numbers, position = (
+            torch.from_numpy(values).to(policy.device)
+            for values in (active, uniforms(ledger.seeds[active], places), places)
+        )
+        token, *known = _draw(policy, states, samplers.of(rows), numbers, position, ledger)
         going = ledger.record(active, token.cpu().numpy(), torch.stack(known, 1).cpu().numpy())
         ledger.report()
         order = _compacted(going)
@@ -168,13 +175,18 @@ def _decode(
             states = store.step(token)
 
 
-def _draw(policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor, *, moments: bool) -> tuple[Tensor, ...]:
+def _draw(
+    policy: Policy, states: Tensor, samplers: Samplers, numbers: Tensor, position: Tensor, ledger: Ledger
+) -> tuple[Tensor, ...]:
     """Return token and statistics of each row, [R, H] to [R] each; the logits of few rows exist at once."""
-    size = max(1, DRAWN_BYTES // (4 * policy.vocabulary))
+    size, moments, topk = max(1, DRAWN_BYTES // (4 * policy.vocabulary)), ledger.moments, ledger.topk
     if len(states) <= size:
-        return samplers.sample(policy.logits(states), numbers, moments=moments)
+        return samplers.sample(policy.logits(states), numbers, position, moments=moments, topk=topk)
     parts = [slice(start, start + size) for start in range(0, len(states), size)]
-    drawn = [samplers.of(part).sample(policy.logits(states[part]), numbers[part], moments=moments) for part in parts]
+    drawn = [
+        samplers.of(part).sample(policy.logits(states[part]), numbers[part], position[part], moments=moments, topk=topk)
+        for part in parts
+    ]
     return tuple(torch.cat(found) for found in zip(*drawn, strict=True))
 
 

@@ -39,8 +39,11 @@ class Ledger:
         size = len(requests), int(self.limits.max(initial=0))
         self.ids = np.zeros(size, dtype=np.int32)
         self.moments = any(request.tap.moments for request in requests)
+        self.topk = max((request.tap.topk for request in requests), default=0)
         bent = not all(request.sampler.plain for request in requests)
-        self.names = ("logprob", "entropy", *(MOMENTS if self.moments else ()), *(("behaviour",) if bent else ()))
+        tops = [f"{kind}{rank}" for kind in ("top_logprob", "top_id") for rank in range(self.topk)]
+        moments = MOMENTS if self.moments else ()
+        self.names = ("logprob", "entropy", *moments, *tops, *(("behaviour",) if bent else ()))
         self.known = np.zeros((*size, len(self.names)), dtype=np.float32)  # statistics of each token
         self.lengths = np.zeros(len(requests), dtype=np.int64)
         self.stopped = np.zeros(len(requests), dtype=bool)
@@ -116,14 +119,21 @@ class Ledger:
     def _generation(self, index: int, version: int) -> Generation:
         length = int(self.lengths[index])
         known = dict(zip(self.names, self.known[index, :length].T.tolist(), strict=True))
-        behaviour = known.pop("behaviour", [])
+        behaviour, request = known.pop("behaviour", []), self.requests[index]
+        top_ids, top_logprob = (
+            list(zip(*(known.pop(f"{kind}{rank}") for rank in range(self.topk)), strict=True))
+            for kind in ("top_id", "top_logprob")
+        )
+        kept = [min(request.tap.topk, sum(token >= 0 for token in row)) for row in top_ids]
         return Generation(
-            self.requests[index].id,
+            request.id,
             self.ids[index, :length].tolist(),
             known.pop("logprob"),
             known.pop("entropy"),
             "stop" if self.stopped[index] else "length",
             moments=known,
-            behaviour=[] if self.requests[index].sampler.plain else behaviour,
+            behaviour=[] if request.sampler.plain else behaviour,
+            top_ids=[[int(token) for token in row[:n]] for row, n in zip(top_ids, kept, strict=True) if n],
+            top_logprob=[list(row[:n]) for row, n in zip(top_logprob, kept, strict=True) if n],
             version=version,
         )

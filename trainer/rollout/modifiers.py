@@ -13,7 +13,8 @@ from dataclasses import dataclass
 class AdaptiveTemperature:
     """HAPO's temperature for each token, by where its log entropy lies among those of the step before (2509.16591).
 
-    `pivot` and `spread` are mean and deviation of ln H, `up` and `down` what scales h above and below the pivot.
+    h = (ln H - pivot) / spread, scaled by `up` where positive and by `down` elsewhere, then cut to [-1, 1]; logits are
+    divided by 1 + strength h. A negative `down` makes tokens below the pivot hotter too, as the released code does.
     """
 
     pivot: float
@@ -25,7 +26,7 @@ class AdaptiveTemperature:
 
 @dataclass(frozen=True)
 class ForkTemperature:
-    """One temperature where the entropy exceeds `threshold` nats, another elsewhere (2506.01939)."""
+    """Divides the logits by `high` where the entropy exceeds `threshold` nats, by `low` elsewhere (2506.01939)."""
 
     threshold: float
     high: float
@@ -34,7 +35,10 @@ class ForkTemperature:
 
 @dataclass(frozen=True)
 class UniformChoice:
-    """CUTS: from token `warm` on, uniform over the `k` likeliest of at least probability `floor` (2604.18493)."""
+    """CUTS: from token `warm` on, uniform over the `k` likeliest of at least probability `floor` (2604.18493).
+
+    Where none of them is that likely, uniform over all `k`.
+    """
 
     k: int
     floor: float

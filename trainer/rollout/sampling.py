@@ -1,8 +1,7 @@
-"""Random numbers without state, and drawing tokens with them.
+"""Drawing tokens with given random numbers.
 
-The number that decides a token is a hash of (request seed, position): the same in every batch, process and attempt, so
-resuming needs no generator state. Batches of other shapes can still round logits differently in the last bit, which
-moves a token only where its number falls within that rounding of a boundary.
+Batches of other shapes can round logits differently in the last bit, which moves a token only where its number falls
+within that rounding of a boundary.
 
 A draw reads the [R, V] probabilities a few times and keeps one copy of them: block sums are searched first, then one
 block, so no cumulative sum over the vocabulary exists; truncation is a threshold, so nothing is scattered back.
@@ -13,41 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from trainer.rollout.bend import Bends
+from trainer.rollout.randomness import seed_of as seed_of
+from trainer.rollout.randomness import uniforms as uniforms
 
 if TYPE_CHECKING:
     from trainer.rollout.base import SamplerSpec
 
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
 BLOCK = 256  # tokens searched at once
 LIKELIEST = 1024  # tokens sorted first; a nucleus is rarely larger
 LOWEST = -104.0  # exp of it is zero in float32; keeps a token that cannot come (logit -inf) out of the entropy
-
-
-def mix(value: int) -> int:
-    """Return the splitmix64 finaliser of a 64-bit number (Steele, Lea, Flood, OOPSLA 2014)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
-    return value ^ (value >> 31)
-
-
-def seed_of(*parts: int) -> int:
-    """Return a 64-bit seed that depends on every part and their order."""
-    state = GOLDEN
-    for part in parts:
-        state = mix((state + part * GOLDEN + GOLDEN) & MASK)
-    return state
-
-
-def uniforms(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return one number in [0, 1) for each (seed, position), uint64 [R] and int [R] to float64 [R]."""
-    value = seeds + (position.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)  # wraps modulo 2^64
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((value ^ (value >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(mass: Tensor, uniform: Tensor) -> Tensor:
@@ -95,6 +73,14 @@ def _moments(mass: Tensor, product: Tensor, total: Tensor, entropy: Tensor) -> t
     return squares / scale, second / scale, gain / scale
 
 
+def _likeliest(mass: Tensor, total: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Return log-probs, then ids of the likeliest tokens, `count` times [R] each; a small vocabulary ends in id -1."""
+    found = mass.topk(min(count, mass.shape[1]))
+    spare = (0, count - found.values.shape[1])
+    logprob = pad((found.values / total[:, None]).log(), spare, value=-torch.inf)
+    return *logprob.unbind(1), *pad(found.indices.float(), spare, value=-1.0).unbind(1)  # float32 holds ids to 2^24
+
+
 class Samplers:
     """The samplers of R rows as tensors; of one row where all are equal."""
 
@@ -110,6 +96,8 @@ class Samplers:
         self.any_greedy = any(spec.temperature == 0 for spec in rows)
         self.ranks = any(spec.top_k > 0 or spec.top_p < 1 for spec in rows)
         self.truncates = self.ranks or any(spec.min_p > 0 for spec in rows)
+        self.bends = Bends(rows, device)
+        self.plain = all(spec.plain for spec in rows)
 
     def of(self, rows: Tensor | slice) -> Samplers:
         """Return the samplers of some rows, in their order."""
@@ -119,34 +107,56 @@ class Samplers:
         chosen.__dict__ |= self.__dict__
         for name in ("temperature", "greedy", "min_p", "top_p", "top_k"):
             setattr(chosen, name, getattr(self, name)[rows])
+        chosen.bends = self.bends.of(rows)
         return chosen
 
-    def sample(self, logits: Tensor, uniform: Tensor, *, moments: bool = False) -> tuple[Tensor, ...]:
+    def sample(
+        self, logits: Tensor, uniform: Tensor, position: Tensor, *, moments: bool = False, topk: int = 0
+    ) -> tuple[Tensor, ...]:
         """Return token, log-prob and entropy (nats) of each row, [R, V] to [R]; overwrites the logits.
 
-        Behind them come the MOMENTS (trainer/statistics) where asked for. All but the token are of the whole policy at
-        the row's temperature, before truncation.
+        `position` counts the tokens of the completion so far, [R]. Behind the entropy come the MOMENTS
+        (trainer/statistics) where asked for, then log-probs and ids of the `topk` likeliest tokens. All these are of
+        the whole policy at the row's temperature, neither bent nor truncated. Last, unless all rows are `plain`, comes
+        the log-prob under what the token was drawn from.
         """
         centred = logits.float()
         centred.sub_(centred.amax(-1, keepdim=True))
         if self.scales:
             centred.div_(self.temperature)
         likeliest = centred.argmax(-1) if self.any_greedy else None
+        raw = centred.clone() if self.bends else None
         mass = centred.clamp_min_(LOWEST).exp()
         total = mass.sum(-1)
         entropy = total.log() - centred.mul_(mass).sum(-1) / total
-        known = [entropy, *(_moments(mass, centred, total, entropy) if moments else ())]
+        known = [entropy, *(_moments(mass, centred, total, entropy) if moments else ()), *_likeliest(mass, total, topk)]
+        drawn, whole = (mass, total) if raw is None else self._bent(raw, position)
         if self.truncates:
-            mass.masked_fill_(mass < self._threshold(mass, total), 0)
-        token = draw(mass, uniform)
+            drawn.masked_fill_(drawn < self._threshold(drawn, whole), 0)
+        token = draw(drawn, uniform)
         if likeliest is not None:
             token = torch.where(self.greedy, likeliest, token)
-        return token, (mass.gather(1, token[:, None]).squeeze(1) / total).log(), *known
+        logprob = (mass.gather(1, token[:, None]).squeeze(1) / total).log()
+        if raw is not None:  # bent, even a token whose mass underflows may come
+            direct = raw.gather(1, token[:, None]).squeeze(1) - total.log()
+            logprob = torch.where(logprob.isfinite(), logprob, direct)
+        return token, logprob, *known, *(() if self.plain else (self._behaviour(drawn, token),))
+
+    def _bent(self, centred: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bent masses, [R, V], the largest 1, and their sum [R]."""
+        bent = self.bends.apply(centred, position)
+        mass = (bent - bent.amax(-1, keepdim=True)).exp_()
+        return mass, mass.sum(-1)
+
+    def _behaviour(self, drawn: Tensor, token: Tensor) -> Tensor:
+        """Return the log-prob of each row's token under the masses it was drawn with, [R]; 0 where it is greedy."""
+        logprob = (drawn.gather(1, token[:, None]).squeeze(1) / drawn.sum(-1)).log()
+        return logprob.masked_fill(self.greedy, 0.0)
 
     def _threshold(self, mass: Tensor, total: Tensor) -> Tensor:
-        """Return the least mass that min-p, top-k and top-p leave, each taken on the full distribution, [R, 1].
+        """Return the least mass that min-p, top-k and top-p leave, each taken on all of the masses, [R, 1].
 
-        The likeliest token has mass 1. Tokens as likely as the last one kept are kept too.
+        The likeliest token has mass 1, `total` [R] is the sum. Tokens as likely as the last one kept are kept too.
         """
         if not self.ranks:
             return self.min_p

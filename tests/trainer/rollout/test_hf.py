@@ -14,6 +14,7 @@ from trainer.errors import ConfigError, ResourceError
 from trainer.policy import Policy
 from trainer.rollout import SamplerSpec
 from trainer.rollout.hf import HfEngine
+from trainer.rollout.modifiers import AdaptiveTemperature, ForkTemperature, UniformChoice, VocabularyDropout
 
 SAMPLERS = [
     SamplerSpec(),
@@ -23,6 +24,10 @@ SAMPLERS = [
     SamplerSpec(top_p=0.8),
     SamplerSpec(top_k=3),
     SamplerSpec(temperature=1.2, top_p=0.9, top_k=5, min_p=0.02),
+    SamplerSpec(temperature=0.9, typical_p=0.7),
+    SamplerSpec(modifiers=(UniformChoice(4, 0.05, 2),)),
+    SamplerSpec(modifiers=(AdaptiveTemperature(-0.5, 0.8, 0.6, 0.3, 0.4), ForkTemperature(1.0, 1.3, 0.8)), top_p=0.95),
+    SamplerSpec(modifiers=(VocabularyDropout(0.7, 9, (1, 2)),), typical_p=0.9, min_p=0.01),
 ]
 
 

@@ -13,6 +13,12 @@ from trainer.rollout import SamplerSpec
 from trainer.rollout.sampling import LIKELIEST, Samplers, draw, seed_of, uniforms
 
 
+def sample(specs, logits, numbers):
+    """Return token, log-prob and entropy of first tokens."""
+    start = torch.zeros(len(logits), dtype=torch.long)
+    return Samplers(specs, torch.device("cpu")).sample(logits, numbers, start)[:3]
+
+
 def test_tokens_are_drawn_with_their_probabilities():
     probability = torch.rand(7).double() * (torch.rand(7) > 0.3)
     probability[3] = 0.5
@@ -58,7 +64,7 @@ def test_truncation_keeps_the_likeliest_and_reports_the_whole_policy(spec, kept)
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     count = 400
     numbers = (torch.arange(count) + 0.5).double() / count
-    token, logprob, entropy = Samplers([spec] * count, torch.device("cpu")).sample(logits.repeat(count, 1), numbers)
+    token, logprob, entropy = sample([spec] * count, logits.repeat(count, 1), numbers)
     assert set(token.tolist()) == kept
     assert torch.allclose(logprob, logits[token])
     assert entropy[0].item() == pytest.approx(-(logits.exp() * logits).sum().item(), abs=1e-6)
@@ -91,7 +97,7 @@ def test_statistics_and_truncation_are_those_of_float64_row_by_row(vocabulary):
     ]
     logits = torch.randn(24, vocabulary) * torch.rand(24, 1) * 5
     numbers = torch.rand(24, dtype=torch.float64)
-    token, logprob, entropy = Samplers(specs, torch.device("cpu")).sample(logits.clone(), numbers)
+    token, logprob, entropy = sample(specs, logits.clone(), numbers)
     for row, spec in enumerate(specs):
         logp = (logits[row].double() / spec.temperature).log_softmax(-1)
         kept = truncated(logp, spec)
@@ -106,7 +112,7 @@ def test_a_token_that_cannot_come_counts_for_nothing():
     logits = torch.tensor([[1.0, -torch.inf, 0.0, -torch.inf]])
     logp = torch.tensor([1.0, 0.0]).log_softmax(-1)
     for number in (0.0, 0.5, 0.9, 1 - 2**-53):
-        drawn = Samplers([SamplerSpec()], torch.device("cpu")).sample(logits.clone(), torch.tensor([number]).double())
+        drawn = sample([SamplerSpec()], logits.clone(), torch.tensor([number]).double())
         token, logprob, entropy = (value.item() for value in drawn)
         assert token in (0, 2)
         assert logprob == pytest.approx(logp[token // 2].item(), abs=1e-6)
@@ -115,14 +121,14 @@ def test_a_token_that_cannot_come_counts_for_nothing():
 
 def test_greedy_takes_the_first_of_the_highest_logits_however_close():
     logits = torch.tensor([[0.1, 0.1 + 8e-9, 0.05]])
-    token = Samplers([SamplerSpec(temperature=0)], torch.device("cpu")).sample(logits, torch.tensor([0.9]).double())[0]
+    token = sample([SamplerSpec(temperature=0)], logits, torch.tensor([0.9]).double())[0]
     assert token.item() == 1
 
 
 def test_half_precision_logits_give_float32_statistics():
     logits = (torch.randn(4, 600) * 4).bfloat16()
     numbers = torch.rand(4, dtype=torch.float64)
-    token, logprob, entropy = Samplers([SamplerSpec()], torch.device("cpu")).sample(logits.clone(), numbers)
+    token, logprob, entropy = sample([SamplerSpec()], logits.clone(), numbers)
     logp = logits.double().log_softmax(-1)
     assert torch.allclose(logprob.double(), logp.gather(1, token[:, None]).squeeze(1), atol=2e-6)
     assert torch.allclose(entropy.double(), -(logp.exp() * logp).sum(-1), atol=2e-6)
