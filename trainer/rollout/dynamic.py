@@ -78,9 +78,8 @@ class Dynamic:
 
     def _share(self, missing: int) -> int:
         """Return how many further prompts this process samples: as many as the share kept so far makes enough."""
-        kept = len(self.good) / len(self.varies)
-        wanted = missing / kept if kept else math.inf
-        return int(min(len(self.scene.prompts), math.ceil(wanted / self.processes)))
+        wanted = missing * len(self.varies) / max(1, len(self.good))
+        return min(len(self.scene.prompts), math.ceil(wanted / self.processes))
 
     def _varies(self, members: Sequence[Done]) -> bool:
         """Return whether completions of a prompt differ in what counts; what could not be graded says nothing."""
