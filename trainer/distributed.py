@@ -6,6 +6,7 @@ step): no wrapper around the model, no rule about equal numbers of micro-batches
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -24,6 +25,7 @@ class World:
 
     def __init__(self, *, cpu: bool) -> None:
         self.rank, self.size, self.device = 0, 1, torch.device("cpu")
+        self._group: dist.ProcessGroup | None = None  # that objects are gathered over; None is everybody's
         if cpu and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return  # nothing to set up, and importing accelerate takes a second
         from accelerate import PartialState
@@ -31,6 +33,13 @@ class World:
         self._state = PartialState(cpu=cpu, timeout=TIMEOUT)
         self.rank, self.size = self._state.process_index, self._state.num_processes
         self.device = self._state.device
+
+    def aside(self) -> World:
+        """Return the same processes with a line of their own to `gather` over, for another thread; all must call it."""
+        other = copy.copy(self)
+        if self.size > 1:
+            other._group = dist.new_group(timeout=TIMEOUT, backend="gloo")
+        return other
 
     @property
     def main(self) -> bool:
@@ -41,7 +50,7 @@ class World:
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item)
+        dist.all_gather_object(found, item, group=self._group)
         return found
 
     def broadcast(self, item: Any) -> Any:

@@ -286,6 +286,14 @@ class RunFolder:
         return self.path / "exit.json"
 
     @property
+    def server(self) -> Path:
+        return self.path / "server"
+
+    @property
+    def server_log(self) -> Path:
+        return self.path / "server.log"
+
+    @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
 

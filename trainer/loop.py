@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from trainer import checkpoint
+from trainer.ahead import Ahead, Batch
 from trainer.balance import balanced
 from trainer.collect import Collector
 from trainer.config import RunConfig
@@ -23,7 +24,7 @@ from trainer.footprint import Footprint, foretold
 from trainer.health import Health
 from trainer.kernels import choose_room
 from trainer.models import resolve
-from trainer.objectives import Objective
+from trainer.objectives import Objective, Step
 from trainer.optimiser import Optimiser
 from trainer.passes import entropy_estimate, head_contract, moments_wanted, old_logprobs
 from trainer.policy import Policy
@@ -31,7 +32,8 @@ from trainer.prompts import Prompts
 from trainer.recorder import RECORDED, Recorder
 from trainer.report import answers, by_template, observation, step_metrics, ungraded
 from trainer.rewards.pool import RewardPool
-from trainer.rollout import engine
+from trainer.rollout.choice import generator
+from trainer.rollout.server.engine import ServerEngine
 from trainer.stream import Silent
 from trainer.surroundings import config_hash, microbatch_tokens, seed_everything, versions
 from trainer.update import Updater
@@ -55,11 +57,15 @@ class Trainer:
         self.steering = Steering(config, self.objective, folder)
         self.prompts = Prompts(config, self.policy.tokenizer, self.policy.context)
         self.pool = RewardPool(config.task, config.rewards)
-        rollouts = engine(config.sampling.engine, self.policy)
+        rollouts = generator(config, self.policy, world, folder)
         self.old_logprobs = old_logprobs(config, rollouts.caps)
         detokenizer = self.policy.detokenizer
         self.collector = Collector(
-            config, self.prompts, rollouts, self.pool, detokenizer, stream, world, self.objective
+            config, self.prompts, rollouts, self.pool, detokenizer, stream,
+            world.aside() if config.sampling.staleness else world, self.objective,
+        )  # fmt: skip
+        self.ahead = Ahead(
+            self._draw, rollouts.abort if world.size == 1 and isinstance(rollouts, ServerEngine) else None
         )
         self.evaluator = Evaluator(config, self.prompts, rollouts, self.pool, detokenizer, world)
         self.optimiser = Optimiser(self.policy.parameters, config.optimiser, self.policy.placement)
@@ -83,21 +89,19 @@ class Trainer:
         for step in range(self.done + 1, total + 1):
             control = self._listen(step)
             if self.signalled or control.stop:
+                self.ahead.drop()
                 self._save(final=False)
                 if self.signalled:
                     return "interrupted", f"asked to end after step {self.done}; a checkpoint was written"
                 return "stopped", f"stopped on request after step {self.done}; a checkpoint was written"
-            began, times, figures = time.monotonic(), dict[str, float](), dict[str, float]()
-            settings = self.steering.step(step)
-            settings.vocabulary = self.policy.vocabulary
-            temperature = self.steering.knobs["temperature"]
+            began, settings = time.monotonic(), self._settings(step)
+            batch = self._rollouts(settings)
+            times, figures = batch.times, batch.figures
+            temperature = settings.knobs["temperature"] = batch.settings.knobs["temperature"]
 
             recorded = self.recorder.due(step)
-            sampled, moments = self._sources(recorded)
-            self.collector.engine.sync_weights(step - 1)
-            with self.policy.gathered():
-                completions = self.collector.collect(settings, self.attempt, times, figures, moments=moments)
-            completions = balanced(completions, self.world, self.config.optimiser.minibatches_per_step)
+            sampled, _ = self._sources(recorded)
+            completions = balanced(batch.completions, self.world, self.config.optimiser.minibatches_per_step)
             self.stream.progress(step, "update", 0, 1)
             minibatches = self.config.optimiser.minibatches_per_step
             also = RECORDED if recorded else ()
@@ -123,6 +127,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the children that grade and what the engine holds."""
+        self.ahead.drop(wait=self.world.size == 1)
         self.pool.close()
         self.collector.engine.close()
 
@@ -162,6 +167,33 @@ class Trainer:
         if self.attempt > 1 and self.resumed is None:
             message = "the attempts before wrote no checkpoint; this one starts at step 0"
             self.stream.emit("warning", 0, code="resume", message=message)
+
+    def _settings(self, step: int) -> Step:
+        """Return what parts of the objective may read in a step."""
+        settings = self.steering.step(step)
+        settings.vocabulary = self.policy.vocabulary
+        return settings
+
+    def _rollouts(self, settings: Step) -> Batch:
+        """Return a step's completions: drawn now, or while the step before was learned; then the next ones begin."""
+        batch = self.ahead.take()
+        self.collector.engine.sync_weights(settings.step - 1)
+        if batch is None:
+            with self.policy.gathered():
+                batch = self._draw(settings)
+        if self.config.sampling.staleness and settings.step < settings.total_steps:
+            self.ahead.begin(self._settings(settings.step + 1))
+        return batch
+
+    def _draw(self, settings: Step) -> Batch:
+        """Collect a step's completions; in another thread where they are drawn ahead."""
+        batch = Batch(settings)
+        _, moments = self._sources(self.recorder.due(settings.step))
+        batch.completions = self.collector.collect(settings, self.attempt, batch.times, batch.figures, moments=moments)
+        if self.config.sampling.server.enabled and batch.completions:
+            behind = [settings.step - 1 - completion.version for completion in batch.completions]
+            batch.figures["rollout/staleness"] = sum(behind) / len(behind)
+        return batch
 
     def _sources(self, recorded: bool) -> tuple[bool, bool]:
         """Return whether a step takes its log-probs from sampling, and whether it takes moments from there too."""
@@ -219,6 +251,8 @@ class Trainer:
         if not self.evaluator.due(step):
             return
         began = time.monotonic()
+        self.ahead.wait()
+        self.collector.engine.sync_weights(step)
         with self.policy.gathered():
             values = self.evaluator.evaluate(step, self.stream)
         self.stream.emit("metrics", step, values={"time/evaluate": time.monotonic() - began})

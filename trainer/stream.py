@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,9 +101,10 @@ class Silent:
 
 
 class Stream(Silent):
-    """Writes the events and live frames of one attempt."""
+    """Writes the events and live frames of one attempt; several threads may use it."""
 
     def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self._lock = threading.RLock()
         cut_torn_line(folder.events)
         last = last_event(folder.events)
         self.folder, self.attempt = folder, attempt
@@ -122,31 +124,25 @@ class Stream(Silent):
         """Append one event of type `kind`; `values` lose what is not finite."""
         if "values" in fields:
             fields["values"] = {name: float(value) for name, value in fields["values"].items() if math.isfinite(value)}
-        record = {
-            "seq": self.seq + 1,
-            "attempt": self.attempt,
-            "step": step,
-            "time": time.time(),
-            "type": kind,
-            **fields,
-        }
-        event = EVENT.validate_python(record)
-        with disk_errors(self.folder.path):
+        record = {"attempt": self.attempt, "step": step, "time": time.time(), "type": kind, **fields}
+        with self._lock, disk_errors(self.folder.path):
+            event = EVENT.validate_python({"seq": self.seq + 1, **record})
             self._events.write(event.model_dump_json().encode() + b"\n")
             self._events.flush()
-        self.seq += 1
+            self.seq += 1
 
     def begin_step(self) -> None:
         """Forget the frames of the step before."""
-        self._live.seek(0)
-        self._live.truncate()
+        with self._lock:
+            self._live.seek(0)
+            self._live.truncate()
 
     def frames(self, *frames: Frame) -> None:
         """Append live frames in one write; a step has room for so many bytes, and what is too much is not seen live."""
         data = b"".join(frame.encode() for frame in frames)
-        if not data or self._live.tell() + len(data) > LIVE_BYTES:
-            return
-        with disk_errors(self.folder.path):
+        with self._lock, disk_errors(self.folder.path):
+            if not data or self._live.tell() + len(data) > LIVE_BYTES:
+                return
             self._live.write(data)
             self._live.flush()
 
@@ -156,7 +152,8 @@ class Stream(Silent):
 
     def close(self) -> None:
         """Put the events on the disk for good."""
-        self._events.flush()
-        os.fsync(self._events.fileno())
-        self._events.close()
-        self._live.close()
+        with self._lock:
+            self._events.flush()
+            os.fsync(self._events.fileno())
+            self._events.close()
+            self._live.close()

@@ -21,6 +21,7 @@ from trainer.rollout.base import (
 )
 
 if TYPE_CHECKING:
+    from trainer.config import SamplingConfig
     from trainer.policy import Policy
 
 __all__ = [
@@ -41,8 +42,13 @@ __all__ = [
 ]
 
 
-def engine(name: str, policy: Policy) -> Engine:
-    """Return the engine called `name` (sampling.engine) over a policy."""
+def engine(name: str, policy: Policy, sampling: SamplingConfig | None = None) -> Engine:
+    """Return the engine called `name` (sampling.engine) over a policy; raises ConfigError or ResourceError."""
+    if name == "vllm":
+        from trainer.config import SamplingConfig
+        from trainer.rollout.vllm.engine import VllmEngine
+
+        return VllmEngine(policy, sampling or SamplingConfig())
     from trainer.rollout.hf import HfEngine
 
-    return {"hf": HfEngine}[name](policy)
+    return HfEngine(policy)

@@ -164,7 +164,8 @@ class Caps:
 class Engine(Protocol):
     """Generates. Weights are the trainer's after each `sync_weights`."""
 
-    caps: Caps
+    @property
+    def caps(self) -> Caps: ...
 
     def run(
         self,
@@ -182,8 +183,8 @@ class Engine(Protocol):
         """Return the engine's own statistics of the prefix tokens of each request, teacher-forced."""
         ...
 
-    def sync_weights(self, version: int) -> None:
-        """Take over the trainer's weights, after so many updates."""
+    def sync_weights(self, version: int) -> bool:
+        """Take over the trainer's weights, after so many updates, unless it has them; return whether it copied any."""
         ...
 
     def probe(self) -> float:

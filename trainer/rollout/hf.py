@@ -59,9 +59,10 @@ class HfEngine:
         self.rows = DECODE_ROWS  # halved when memory runs out
         self._kinds: list[type[Rows]] = []
 
-    def sync_weights(self, version: int) -> None:
+    def sync_weights(self, version: int) -> bool:
         """Nothing to copy: the weights are the trainer's."""
         self.version = version
+        return False
 
     def close(self) -> None:
         """Nothing to give back: the model is the trainer's."""

@@ -1,0 +1,103 @@
+"""Backends: what generates inside a server. An engine over a model of its own, whose weights arrive from a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from trainer.config import LoraConfig, RunConfig
+from trainer.errors import RunFailed
+from trainer.rollout.base import Caps, Generation, GenRequest
+from trainer.rollout.ledger import OnChunk, OnProgress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Backend(Protocol):
+    """Generates with whatever weights it was last given. Callbacks may raise, which ends the run they belong to."""
+
+    caps: Caps
+    device: torch.device
+    vocabulary: int
+
+    def run(
+        self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
+    ) -> list[Generation]: ...
+
+    def score(self, requests: Sequence[GenRequest]) -> list[Generation]: ...
+
+    def stop_at(self, ids: Collection[int]) -> None:
+        """Let completions end with these tokens, which are the trainer's."""
+        ...
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over all weights, given by name, each once; raises RunFailed where one is missing or unknown."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the device's memory back, weights included, until the next `load`; may be called twice."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def backend(config: RunConfig) -> Backend:
+    """Return what `sampling.engine` names, with the model loaded; raises ConfigError or ResourceError."""
+    import torch
+
+    torch.set_num_threads(config.resources.cpu_threads)
+    return {"hf": HfBackend}[config.sampling.engine](
+        config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+
+
+def complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
+    """Raise RunFailed where the weights that came are not those of the model."""
+    expected, loaded = set(expected), set(loaded)
+    for names, what in ((expected - loaded, "were not sent"), (loaded - expected, "are not the model's")):
+        if names:
+            raise RunFailed(
+                f"{len(names)} weights {what} (such as {min(names)}); the rollout server holds another model than the "
+                "trainer: start it with the run's own config"
+            )
+
+
+class HfBackend:
+    """The `hf` engine over its own copy of the model: any device, exact entropy; for tests and small hosts."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Load what the run starts from, without adapters: they arrive merged into the weights."""
+        from trainer.models import resolve
+        from trainer.policy import Policy
+        from trainer.rollout.hf import HfEngine
+
+        plain = config.model.model_copy(update={"lora": LoraConfig(), "gradient_checkpointing": False})
+        self.policy, self.device = Policy(resolve(config.model.source).path, plain, device), device
+        self.engine, self.vocabulary = HfEngine(self.policy), self.policy.vocabulary
+        self.caps = self.engine.caps
+        self.run, self.score, self.close = self.engine.run, self.engine.score, self.engine.close
+
+    def stop_at(self, ids: Collection[int]) -> None:
+        self.policy.stop_ids = frozenset(ids)
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy the weights into place; what the model shares among modules is sent once."""
+        from trainer.rollout.server.weights import unique
+
+        self.policy.lm.to(self.device)
+        own, loaded = unique(self.policy.lm.state_dict()), []
+        for name, tensor in tensors:
+            loaded.append(name)
+            if name in own:
+                own[name].copy_(tensor)
+        complete(own, loaded)
+        self.engine.sync_weights(version)
+
+    def sleep(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            self.policy.lm.to("cpu")
+            torch.cuda.empty_cache()
