@@ -114,7 +114,8 @@ def _builtin(source: str) -> Path:
     name = source.partition(":")[2]
     folder = BUILTIN / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) or not folder.is_dir():
-        raise ConfigError(f"there is no {source}; the built-ins are builtin:countdown-tiny and {smollm2.SOURCE}", FIELD)
+        known = ", ".join([*(f"builtin:{path.parent.name}" for path in BUILTIN.glob("*/config.json")), smollm2.SOURCE])
+        raise ConfigError(f"there is no {source}; the built-ins are {known}", FIELD)
     return folder
 
 

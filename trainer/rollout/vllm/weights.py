@@ -1,0 +1,73 @@
+"""A policy's weights under their names, and into a running model of vLLM's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trainer.errors import RunFailed
+from trainer.rollout.vllm.start import Core
+
+if TYPE_CHECKING:
+    from trainer.policy import Policy
+
+
+@torch.no_grad()
+def weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of a policy under the base model's name, adapters merged; inside `policy.gathered()`.
+
+    What modules share comes once. Only one merged tensor exists at a time, and the policy's own are left alone.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: module for name, module in policy.lm.named_modules() if isinstance(module, BaseTunerLayer)}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in (policy.placement.state_dict(policy.lm) or policy.lm.state_dict()).items():
+        if ".lora_" in name or (tensor.data_ptr(), tensor.shape) in seen:
+            continue
+        seen.add((tensor.data_ptr(), tensor.shape))
+        tensor = tensor.detach()
+        module = adapted.get(name.removesuffix(".base_layer.weight"))
+        if module is not None and name.endswith(".base_layer.weight"):
+            tensor = tensor + module.get_delta_weight("default").to(tensor)  # type: ignore[attr-defined]
+        yield name.replace(".base_layer.", "."), tensor
+
+
+@torch.no_grad()
+def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Put weights into the running model, in place; raises RunFailed where one of the model's own was not among them.
+
+    vLLM's layer-wise way: kernels may keep weights in another shape than checkpoints do, and a bare `load_weights`
+    would write into the wrong one. It is always given the weights: without any it reads the model's folder again, and
+    the engine would go on sampling from the policy that the run began with.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
+
+    model, runner = core.model, core.runner
+    expected = {name for name, _ in model.named_parameters()}
+    initialize_layerwise_reload(model)
+    try:
+        loaded = model.load_weights(tensors)
+    finally:
+        finalize_layerwise_reload(model, runner.model_config)
+    if missing := expected - (loaded or set()):
+        raise RunFailed(
+            f"{len(missing)} weights of vLLM's model got no new values (such as {min(missing)}), so it would sample "
+            "from another policy than the trainer's; choose hf for sampling.engine"
+        )
+    _repack_head(model)
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """On a CPU the output layer keeps a packed copy of its weight, which a tied one does not renew by itself."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding):
+            module.quant_method.process_weights_after_loading(module)
