@@ -36,6 +36,7 @@ from trainer.rollout.choice import generator
 from trainer.rollout.server.engine import ServerEngine
 from trainer.stream import Silent
 from trainer.surroundings import config_hash, microbatch_tokens, seed_everything, versions
+from trainer.sync import Sync
 from trainer.update import Updater
 
 
@@ -58,6 +59,7 @@ class Trainer:
         self.prompts = Prompts(config, self.policy.tokenizer, self.policy.context)
         self.pool = RewardPool(config.task, config.rewards)
         rollouts = generator(config, self.policy, world, folder)
+        self.sync = Sync(rollouts, stream, world, config.model.dtype)
         self.old_logprobs = old_logprobs(config, rollouts.caps)
         detokenizer = self.policy.detokenizer
         self.collector = Collector(
@@ -102,6 +104,7 @@ class Trainer:
             recorded = self.recorder.due(step)
             sampled, _ = self._sources(recorded)
             completions = balanced(batch.completions, self.world, self.config.optimiser.minibatches_per_step)
+            self.collector.engine.rest()
             self.stream.progress(step, "update", 0, 1)
             minibatches = self.config.optimiser.minibatches_per_step
             also = RECORDED if recorded else ()
@@ -177,7 +180,7 @@ class Trainer:
     def _rollouts(self, settings: Step) -> Batch:
         """Return a step's completions: drawn now, or while the step before was learned; then the next ones begin."""
         batch = self.ahead.take()
-        self.collector.engine.sync_weights(settings.step - 1)
+        self.sync.to(settings.step - 1, settings.step)
         if batch is None:
             with self.policy.gathered():
                 batch = self._draw(settings)
@@ -241,7 +244,7 @@ class Trainer:
 
     def _report(self, step: int, metrics: dict[str, float], times: dict[str, float], seconds: float) -> None:
         metrics |= {f"time/{name}": value for name, value in times.items()}
-        metrics |= {"time/step": seconds, **self.footprint.figures()}
+        metrics |= {"time/step": seconds, **self.sync.figures(), **self.footprint.figures()}
         metrics["tokens/per_second"] = metrics.pop("tokens/step") / seconds
         self.stream.emit("metrics", step, values=metrics)
         if self.world.main:
@@ -252,7 +255,7 @@ class Trainer:
             return
         began = time.monotonic()
         self.ahead.wait()
-        self.collector.engine.sync_weights(step)
+        self.sync.to(step, step)
         with self.policy.gathered():
             values = self.evaluator.evaluate(step, self.stream)
         self.stream.emit("metrics", step, values={"time/evaluate": time.monotonic() - began})

@@ -187,6 +187,10 @@ class Engine(Protocol):
         """Take over the trainer's weights, after so many updates, unless it has them; return whether it copied any."""
         ...
 
+    def rest(self) -> None:
+        """Give memory back while the trainer learns; the next `sync_weights` takes it again."""
+        ...
+
     def probe(self) -> float:
         """Return the largest difference between the engine's and the trainer's log-probs on a fixed text, nats."""
         ...

@@ -64,6 +64,9 @@ class HfEngine:
         self.version = version
         return False
 
+    def rest(self) -> None:
+        """Nothing to give back: keys and values live as long as a run."""
+
     def close(self) -> None:
         """Nothing to give back: the model is the trainer's."""
 
