@@ -64,7 +64,8 @@ PRESETS = (
         title="ETTRL, advantage reshaping",
         summary="Responses calmer than their group weigh more, livelier ones less. It keeps uncertain, often "
         "mislabelled responses from steering; right answers lose entropy a little faster.",
-        when="Rewards come from a vote of the responses and early votes are unsure.",
+        when="Rewards come from a vote of the responses and early votes are unsure. The preset ettrl is the whole "
+        "method, vote and branching rollouts included.",
         formula=Ear.formula,
         reference=paper(
             "ETTRL: Balancing Exploration and Exploitation in LLM Test-Time RL via Entropy Mechanism",

@@ -116,8 +116,7 @@ PRESETS = (
         "all of them vote, and the update of the preset echo follows. Budget goes to open questions, so the vote is "
         "broader, and entropy falls more slowly than with a plain vote.",
         when="Training on majority votes with several minibatches per step, where the thresholds have been fitted to "
-        "the "
-        "model: see rollout/forks and rollout/pruned_share.",
+        "the model: see rollout/forks and rollout/pruned_share.",
         formula=FORMULA + r",\quad " + EchoAdvantage.formula,
         reference=paper(
             "ECHO: Entropy-Confidence Hybrid Optimization for Test-Time Reinforcement Learning", "2602.02150", 2026

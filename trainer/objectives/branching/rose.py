@@ -66,8 +66,7 @@ PRESETS = (
         name="rose-entropy",
         title="ROSE, forks by entropy",
         summary="Half of the completions begin at the prompt, the others where the tree of the prompt's answers is "
-        "least "
-        "sure, and each segment is credited with what it gains over the point it left. Doubtful turns are tried "
+        "least sure, and each segment is credited with what it gains over the point it left. Doubtful turns are tried "
         "again at once, which keeps several of them open.",
         when="Small groups, where the time of one completion after the other does not matter.",
         formula=FORMULA + r",\quad " + SEGMENTS,

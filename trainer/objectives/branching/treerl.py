@@ -108,9 +108,8 @@ PRESETS = (
         name="treerl",
         title="TreeRL",
         summary="Answers branch at their most surprising tokens, and what a branch wins or loses against the point it "
-        "left credits the tokens between: the policy learns which turn was good instead of which answer. Unlikely "
-        "turns "
-        "are tried more often, so entropy falls more slowly.",
+        "left credits the tokens between: the policy learns which step was good instead of which answer. Unlikely "
+        "steps are tried more often, so entropy falls more slowly.",
         when="Rewards come only at the end and answers are long. 30 samples per prompt are the authors' 6 trees; they "
         "draw at temperature 1.2.",
         formula=FORMULA,
@@ -118,7 +117,9 @@ PRESETS = (
         confidence="code",
         variants="The released code calls the surprisal of the drawn token its entropy: measure = entropy takes the "
         "policy's. In a second round it may fork again where it did before, and prefers to; here each place serves "
-        "once. It leaves out part of the leaves at random (16 of 30); here all are learned from.",
+        "once. It leaves out part of the leaves at random (16 of 30); here all are learned from. It divides each value "
+        "by the root of its own number of completions before the differences are taken, scales values by n / (n - 1) "
+        "and centres them over the tokens of the prompt's trees; here the difference is divided, as described.",
         parts=[{"type": "eptree"}, {"type": "tree_advantage"}, CLIP, TOKENS],
     ),
 )

@@ -126,7 +126,7 @@ PRESETS = (
         title="ECHO (update)",
         summary="Tokens where the policy is uncertain and unconfident learn a little more; completions that end "
         "confidently get a tighter clip, so early, noisy labels sharpen the policy less and entropy falls more slowly. "
-        "Branching and pruning of rollouts by confidence are not part of it.",
+        "The preset echo-rollout has its branching and pruning of rollouts too.",
         when="Training on majority votes, with several minibatches per step.",
         formula=EchoAdvantage.formula + r",\quad " + EchoClip.formula,
         reference=paper(
