@@ -93,8 +93,8 @@ PRESETS = (
         summary="Whole answers are taken up again from a token at which the policy hesitated, and old and new ones are "
         "compared in one group. More of the samples explore what follows a fork, so entropy stays up longer.",
         when="First stage of a run, while exploration matters; the authors go on with plain DAPO after 300 steps, "
-        "which is a second run from this one's weights with the preset dapo. 16 samples per prompt are the authors' 4 whole "
-        "completions with 3 continuations each. Where tokens are single characters, set min_characters = 1.",
+        "which is a second run from this one's weights with the preset dapo. 16 samples per prompt are the authors' 4 "
+        "whole completions with 3 continuations each. Where tokens are single characters, set min_characters = 1.",
         formula=FORMULA,
         reference=paper(
             "CURE: Critical-Token-Guided Re-Concatenation for Entropy-Collapse Prevention", "2508.11016", 2025
