@@ -18,7 +18,7 @@ from trainer.policy import Trajectory
 from trainer.prompts import Asked, Prompts
 from trainer.rewards.pool import RewardPool
 from trainer.rewards.scoring import Scored
-from trainer.rollout import Done, Engine, Generation, GenRequest, Pick, Prompt, SamplerSpec, Scene, TapSpec
+from trainer.rollout import Done, Engine, Generation, GenRequest, Pick, Prompt, Scene, TapSpec
 from trainer.rollout.groups import Groups
 from trainer.rollout.sampling import seed_of
 from trainer.stream import Silent
@@ -123,9 +123,10 @@ class Waves:
         return found | self.strategy.figures()
 
     def _scene(self, tap: TapSpec) -> Scene:
-        sampling, recording, step = self.config.sampling, self.config.recording, self.step
+        sampling, recording = self.config.sampling, self.config.recording
+        step = replace(self.step, special_ids=tuple(sorted(self.collector.special)))
         samples = sampling.samples_per_prompt
-        given = SamplerSpec(step.knobs["temperature"], sampling.top_p, sampling.top_k, sampling.min_p)
+        given = sampling.drawn_at(step.knobs["temperature"])
         plan: AuxiliaryPlan | None = self.plan
         return Scene(
             step=step.step,

@@ -20,6 +20,7 @@ from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
 from trainer.rewards import REWARDS, RewardConfig
 from trainer.rewards.task import TaskReward
+from trainer.rollout.base import SamplerSpec
 from trainer.statistics import unavailable
 from trainer.tasks import TASKS, TaskConfig
 from trainer.tasks.countdown import Countdown
@@ -79,7 +80,7 @@ class ServerConfig(Settings):
         advanced=True,
     )
     gpus: int = setting(
-        0, help="GPUs the server gets, leased besides the trainer's.", ge=0, le=64, show_if={"enabled": True}
+        0, help="GPUs the server gets, leased besides the trainer's; it uses one.", ge=0, le=1, show_if={"enabled": True}
     )
     weights: Literal["folder", "broadcast"] = setting(
         "folder",
@@ -164,6 +165,13 @@ class SamplingConfig(Settings):
     min_p: float = setting(
         0.0, help="Drop tokens less likely than this share of the likeliest.", ge=0, lt=1, advanced=True
     )
+    typical_p: float = setting(
+        1.0,
+        help="Sample from the tokens whose surprisal is closest to the entropy, up to this mass; 1 means all.",
+        gt=0,
+        le=1,
+        advanced=True,
+    )
     engine: Literal["hf", "vllm"] = setting(
         "hf",
         help="What generates: hf decodes with the training model itself; vllm with a copy of it, faster for large "
@@ -181,6 +189,10 @@ class SamplingConfig(Settings):
         le=1,
         advanced=True,
     )
+
+    def drawn_at(self, temperature: float) -> SamplerSpec:
+        """Return how tokens are drawn at a temperature, with the truncations set here."""
+        return SamplerSpec(temperature, self.top_p, self.top_k, self.min_p, self.typical_p)
 
 
 class OptimiserConfig(Settings):
@@ -361,8 +373,8 @@ class RunConfig(Settings):
             )
         if self.resources.gpus and not server.gpus and not server.address:
             raise ValueError(
-                "sampling.server.gpus: a run on GPUs needs at least one for its server; choose 1 or more, or turn "
-                "sampling.server.enabled off to generate on the trainer's"
+                "sampling.server.gpus: a run on GPUs needs one for its server; choose 1, or turn off "
+                "sampling.server.enabled to generate on the trainer's"
             )
         return self
 

@@ -11,7 +11,7 @@ from trainer.distributed import World
 from trainer.evaluation_metrics import Sample, avg_at_k, summary
 from trainer.prompts import Prompts
 from trainer.rewards.pool import RewardPool
-from trainer.rollout import Engine, GenRequest, SamplerSpec, TapSpec
+from trainer.rollout import Engine, GenRequest, TapSpec
 from trainer.rollout.sampling import seed_of
 from trainer.stream import Silent
 from trainer.text import Detokenizer
@@ -65,8 +65,7 @@ class Evaluator:
             GenRequest(
                 id=prompt * samples + sample, group=prompt, sample=sample, prompt_ids=self.prompts.held_out_ids[prompt],
                 seed=seed_of(self.config.seed, purpose, prompt, sample), max_new=sampling.max_completion_tokens,
-                sampler=SamplerSpec(temperature, sampling.top_p, sampling.top_k, sampling.min_p), 
-                tap=TapSpec(entropy="none"),
+                sampler=sampling.drawn_at(temperature), tap=TapSpec(entropy="none"),
             )
             for prompt in mine
             for sample in range(samples)

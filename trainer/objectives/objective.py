@@ -93,6 +93,8 @@ class Objective:
         step = self._in_force(step)
         with torch.no_grad():
             batch = _cleaned(batch)
+            for part in self._all(Decoding):
+                part.measure(batch, step)
             batch = self._advantages(batch, step)
             for shaper in self._all(TokenShaper):
                 batch = batch.replace(advantage=shaper.shape(batch, step).to(batch.logprob.dtype))

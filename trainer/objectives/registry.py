@@ -8,6 +8,7 @@ from trainer.objectives import (
     common,
     control,
     covariance,
+    decoding,
     entropy_change,
     rewards,
     rollouts,
@@ -28,6 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     control.FAMILY,
     rollouts.FAMILY,
     branching.FAMILY,
+    decoding.FAMILY,
 )
 
 

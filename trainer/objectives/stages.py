@@ -61,6 +61,9 @@ class Decoding(ObjectivePart):
         """Return how the sample of this number among the group's is drawn, given how it would be without this part."""
         raise NotImplementedError
 
+    def measure(self, batch: TokenBatch, step: Step) -> None:
+        """Write to `step.metrics` what later steps' sampling wants to know of this rollout batch, all its tokens."""
+
 
 class Sampling(ObjectivePart):
     stage: ClassVar[Stage] = "sampling"

@@ -140,8 +140,8 @@ PRESETS = (
         title="HAPO",
         summary="Tokens are treated by how uncertain the policy was: uncertain ones may rise further before the clip "
         "stops them and get more advantage once they move, certain ones may fall further and get less. Forking tokens "
-        "keep learning, so entropy falls more slowly. The adaptive sampling temperature of the paper is not part of "
-        "it: completions are sampled at one temperature.",
+        "keep learning, so entropy falls more slowly. Sampling makes uncertain tokens a little hotter too, by the "
+        "entropies of the step before.",
         when="Long answers with several minibatches per step. The authors also drop groups of equal rewards: add "
         "zero_variance_filter.",
         formula=r"h_t = \frac{\log H_t - Q_{0.8}}{\max |\log H - Q_{0.8}|}\text{ (each side by its own maximum)},\quad "
@@ -151,8 +151,10 @@ PRESETS = (
         ),
         confidence="code",
         variants="In the released code the low-entropy side of h has the wrong sign, so no token is treated as low: "
-        "variant = released in hapo_clip and hapo_weight. h spans the optimiser step here, a micro-batch there.",
+        "variant = released in hapo_clip and hapo_weight, sign_mode = as_released in hapo_temperature. h spans the "
+        "optimiser step here, a micro-batch there.",
         parts=[
+            {"type": "hapo_temperature"},
             {"type": "token_pooled_norm"},
             {"type": "hapo_clip"},
             {"type": "hapo_weight"},
