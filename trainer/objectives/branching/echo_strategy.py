@@ -107,7 +107,8 @@ class WideAndPruned(Growth):
                 "sampling.engine",
             )
         own = np.array([_confidence(tops, self.part.confidence) for tops in made.top_logprob])
-        before = self.paths[request.parent].confidence[: len(request.prefix_ids)] if request.parent is not None else []
+        parent = self.paths[request.parent].confidence if request.parent is not None else own[:0]
+        before = parent[: len(request.prefix_ids)]
         return Signals.of(measured(done, "entropy"), np.concatenate([before, own]), self.part)
 
     def plan(self, tree: Tree) -> list[Place | None]:

@@ -43,9 +43,8 @@ class TreeAdvantage(Normaliser):
     )
 
     def normalise(self, batch: TokenBatch, step: Step) -> Tensor:
-        shared, row = shared_tokens(
-            *(statistic(batch, name, self) for name in ("trajectory", "parent", "fork_at")), batch
-        )
+        trajectory, parent, fork_at = (statistic(batch, name, self) for name in ("trajectory", "parent", "fork_at"))
+        shared, row = shared_tokens(trajectory, parent, fork_at, batch)
         if not batch.sequences:
             return torch.zeros_like(batch.logprob)
         ends, order = shared.sort(dim=1)  # [S, G] where the tree parts from this completion's path
