@@ -110,13 +110,13 @@ class Waves:
         learned = sum(c.tokens.learned for c in completions if c.learns)
         idle = {completion.group for completion in completions if not completion.learns}
         rewards = [done.reward for done, _ in self.known.values() if done.reward is not None]
-        mine = (len(self.known), self.generated, learned, len(idle), len(rewards), math.fsum(rewards))
-        parts = self.collector.world.gather(mine)
-        made, generated, learned, filled, graded, reward = (sum(column) for column in zip(*parts, strict=True))
+        mine = (len(self.known), self.generated, learned, len(idle), len(rewards), math.fsum(rewards), self.waves)
+        *sums, waves = zip(*self.collector.world.gather(mine), strict=True)
+        made, generated, learned, filled, graded, reward = map(sum, sums)
         found = {"tokens/generated": float(generated)}
         if isinstance(self.strategy, Groups):
             return found
-        found |= {"rollout/waves": float(self.waves), "rollout/generated": float(made), "rollout/filled": float(filled)}
+        found |= {"rollout/waves": float(max(waves)), "rollout/generated": float(made), "rollout/filled": float(filled)}
         found |= {"rollout/overhead": generated / learned} if learned else {}
         found |= {"rollout/reward": reward / graded} if self.strategy.grades and graded else {}
         self.collector.complain(self.step.step, filled)

@@ -32,7 +32,7 @@ def needs_scoring(config: RunConfig) -> str:
     if config.model.lora.enabled and config.model.lora.dropout:
         return "dropout in the LoRA adapters makes the pass with gradients another policy"
     for part in config.objective.parts:
-        if part.stage == "sampling" or part.tempered:
+        if part.stage == "sampling":
             return f"{part.type} samples some completions at another temperature"
         if "engine_logprob" in part.reads():
             return f"{part.type} compares sampling with training"

@@ -56,6 +56,7 @@ class Step:
     seed: int = 0
     max_completion_tokens: int = 0  # the run's limit; 0 where unknown
     vocabulary: int = 0  # the model's number of tokens; 0 where unknown
+    special_ids: tuple[int, ...] = ()  # the tokenizer's special tokens, ascending; only while completions are planned
     metrics: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)  # controllers' states by part type, for what is no knob
 
@@ -133,11 +134,6 @@ class ObjectivePart(Part):
     incompatible: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()
     moves: ClassVar[frozenset[str]] = frozenset()
-
-    @property
-    def tempered(self) -> bool:
-        """Whether completions are drawn at another temperature than that of training."""
-        return False
 
     def remarks(self) -> list[str]:
         """Return what people should know of these settings before a run starts, one sentence each."""

@@ -47,7 +47,7 @@ class Adaptive:
     grades: ClassVar[bool] = True
     more: dict[int, int] | None = None  # extra completions by group, once known
     unsolved: set[int] = field(default_factory=set)  # after the first wave
-    solved: int = 0  # of these, by the second
+    counts: list[int] = field(default_factory=list)  # of all processes: see `finish`
 
     @property
     def most(self) -> int:
@@ -74,15 +74,16 @@ class Adaptive:
         return wave
 
     def finish(self, done: Sequence[Done]) -> list[Pick]:
-        groups = by_group(done)
-        self.solved = sum(any(one.right for one in groups[group]) for group in self.unsolved)
+        groups, more = by_group(done), list((self.more or {}).values())
+        solved = sum(any(one.right for one in groups[group]) for group in self.unsolved)
+        mine = len(self.scene.prompts), sum(map(bool, more)), sum(more), len(self.unsolved), solved
+        self.counts = [sum(column) for column in zip(*self.scene.together(mine), strict=True)]
         return [Pick(one, one.request.group, one.request.sample) for one in done]
 
     def figures(self) -> dict[str, float]:
-        more = list((self.more or {}).values())
-        prompts = len(self.scene.prompts)
-        found = {"rollout/harder_share": sum(map(bool, more)) / prompts, "rollout/extra_samples": sum(more) / prompts}
-        return found | ({"rollout/solved_later": self.solved / len(self.unsolved)} if self.unsolved else {})
+        prompts, harder, more, unsolved, solved = self.counts
+        found = {"rollout/harder_share": harder / prompts, "rollout/extra_samples": more / prompts}
+        return found | ({"rollout/solved_later": solved / unsolved} if unsolved else {})
 
 
 def accuracy(members: Sequence[Done]) -> float | None:

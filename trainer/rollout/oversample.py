@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from trainer.rollout.base import Done, GenRequest, Pick, Scene
+from trainer.rollout.base import Done, GenRequest, Pick, SamplerSpec, Scene
 from trainer.rollout.groups import by_group, requests
+from trainer.rollout.modifiers import ForkTemperature
 
 Keep = Literal["spread", "first", "all"]
 
@@ -35,7 +36,7 @@ class Oversample:
 
     def first_wave(self) -> list[GenRequest]:
         wave = requests(self.scene, self.scene.prompts, range(self.candidates), 0)
-        return [replace(one, sampler=replace(one.sampler, temperature=self._hot(one))) for one in wave]
+        return [replace(one, sampler=self._hot(one.sampler)) for one in wave]
 
     def next_wave(self, done: Sequence[Done]) -> list[GenRequest]:
         return []
@@ -50,8 +51,11 @@ class Oversample:
     def figures(self) -> dict[str, float]:
         return {}
 
-    def _hot(self, request: GenRequest) -> float:
-        return request.sampler.temperature * self.hotter
+    def _hot(self, given: SamplerSpec) -> SamplerSpec:
+        """Return a sampler that draws hotter; log-probs stay those at the temperature of training."""
+        if self.hotter == 1:
+            return given
+        return replace(given, modifiers=(ForkTemperature(0.0, self.hotter, self.hotter), *given.modifiers))
 
     def _kept(self, members: Sequence[Done]) -> list[Done]:
         """Return the chosen completions of a group in the order of their numbers."""

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.rollout.players import Grade, dice, play
+from trainer.rollout import SamplerSpec
 from trainer.rollout.adaptive import Adaptive, extra
 from trainer.rollout.dynamic import Dynamic
 from trainer.rollout.groups import Groups
+from trainer.rollout.modifiers import ForkTemperature
 from trainer.rollout.oversample import Oversample, spread
 
 SEEDS = st.integers(0, 10**9)
@@ -191,6 +193,15 @@ def test_adaptive_sampling_merges_two_waves_into_one_group(seed, samples, limit,
     assert all(math.isfinite(value) for value in plan.figures().values())
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=SEEDS, processes=st.sampled_from([2, 4]))
+def test_adaptive_sampling_tells_the_same_on_one_process_and_on_several(seed, processes):
+    alone, _, (plan,) = play(lambda scene: Adaptive(scene), 8, 4, dice(seed))
+    shared, _, plans = play(lambda scene: Adaptive(scene), 8, 4, dice(seed), processes=processes)
+    assert [(one.group, one.sample) for one in shared] == [(one.group, one.sample) for one in alone]
+    assert all(other.figures() == plan.figures() for other in plans)
+
+
 def test_what_the_second_wave_solves_is_told():
     """Prompt 0 is solved by its fifth sample alone, prompt 1 by none, prompt 2 by all."""
     picks, _, (plan,) = play(
@@ -214,7 +225,8 @@ def test_oversampling_keeps_as_many_as_it_is_asked_for(seed, samples, factor, ke
         lambda scene: Oversample(scene, factor * samples, 1.2, keep, finished), 3, samples, dice(seed)
     )
     sound(picks, players, plan.most)
-    assert {request.sampler.temperature for request in players[0].waves[0]} == {1.5 * 1.2}
+    spec = SamplerSpec(1.5, modifiers=(ForkTemperature(0.0, 1.2, 1.2),))  # log-probs stay those at 1.5
+    assert {request.sampler for request in players[0].waves[0]} == {spec}
     wanted = factor * samples if keep == "all" else samples
     assert Counter(pick.group for pick in picks) == dict.fromkeys(range(3), wanted)
     assert all({pick.sample for pick in picks if pick.group == group} == set(range(wanted)) for group in range(3))

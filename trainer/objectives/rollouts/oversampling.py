@@ -40,10 +40,6 @@ class Oversampling(Rollout):
         True, help="Keep completions that were cut off only where there are not enough others."
     )
 
-    @property
-    def tempered(self) -> bool:
-        return self.hotter != 1
-
     def strategy(self, scene: Scene, step: Step) -> Strategy:
         return Oversample(scene, self.factor * scene.samples, self.hotter, self.keep, self.finished_first)
 
