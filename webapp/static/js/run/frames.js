@@ -4,9 +4,9 @@ export const MAGIC = 0x1e57;
 export const VERSION = 1;
 export const HEADER = 28;
 export const MAX_PAYLOAD = 1 << 20;
-export const PROMPT = 1, TOKENS = 2, PROGRESS = 3, END = 4;
+export const PROMPT = 1, TOKENS = 2, PROGRESS = 3, END = 4, GROUPS = 5, BOUNDED = 6;
 
-const text = new TextDecoder("utf-8");
+const text = new TextDecoder("utf-8", { ignoreBOM: true }); // a token may well be U+FEFF
 let table = null;
 
 /** The 65,536 values of float16: one look-up is faster than arithmetic and needs no Float16Array. */
@@ -29,8 +29,8 @@ export function float16(buffer, at, count) {
   return out;
 }
 
-function tokens(buffer, at, size, count) {
-  const need = count * 10;
+function tokens(buffer, at, size, count, bounded) {
+  const need = count * (bounded ? 14 : 10);
   if (need > size) return null;
   const view = new DataView(buffer, at, size);
   const ids = new Uint32Array(count), lengths = new Uint16Array(count);
@@ -40,6 +40,8 @@ function tokens(buffer, at, size, count) {
     ids, lengths,
     entropy: float16(buffer, at + count * 6, count),
     logprob: float16(buffer, at + count * 8, count),
+    low: bounded ? float16(buffer, at + count * 10, count) : null,
+    high: bounded ? float16(buffer, at + count * 12, count) : null,
     text: text.decode(new Uint8Array(buffer, at + need, size - need)),
   };
 }
@@ -60,11 +62,24 @@ export function decode(buffer, at = 0) {
     if (view.getUint16(at, true) !== MAGIC || view.getUint8(at + 2) !== VERSION) break;
     if (size > MAX_PAYLOAD || end > buffer.byteLength) break;
     const [attempt, step, rollout, first, count] = [4, 8, 12, 16, 20].map((offset) => view.getUint32(at + offset, true));
-    const payload = kind === TOKENS ? tokens(buffer, at + HEADER, size, count) : json(buffer, at + HEADER, size);
-    if (payload) found.push({ kind, attempt, step, rollout, first, count, payload });
+    const bounded = kind === BOUNDED;
+    const payload = kind === TOKENS || bounded ? tokens(buffer, at + HEADER, size, count, bounded) : json(buffer, at + HEADER, size);
+    if (payload) found.push({ kind: bounded ? TOKENS : kind, attempt, step, rollout, first, count, payload });
     at = end;
   }
   return found;
+}
+
+/** Join payloads of neighbouring token frames into one. */
+export function joined(payloads) {
+  if (payloads.length === 1) return payloads[0];
+  const column = (name) => payloads.flatMap((payload) => Array.from(payload[name] ?? new Float32Array(payload.ids.length).fill(NaN)));
+  const bounded = payloads.some(({ low }) => low);
+  return {
+    ids: column("ids"), lengths: column("lengths"), entropy: column("entropy"), logprob: column("logprob"),
+    low: bounded ? column("low") : null, high: bounded ? column("high") : null,
+    text: payloads.map(({ text: piece }) => piece).join(""),
+  };
 }
 
 /** Split a socket message: u8 length, stream id, frames. */

@@ -131,21 +131,37 @@ export class TokenText {
   }
 
   /** Append live tokens: `lengths` are UTF-8 bytes of each within `text`. */
-  append({ ids, lengths, entropy, logprob, text }) {
+  append({ ids, lengths, entropy, logprob, low, high, text }) {
     const offsets = new Uint32Array(ids.length);
     for (let t = 1; t < ids.length; t += 1) offsets[t] = offsets[t - 1] + lengths[t - 1];
     const { shown, starts } = layout(text, offsets, ids.length), before = this.shown.length, from = this.count;
     this.shown += shown;
     for (let t = 1; t <= ids.length; t += 1) this.starts.push(before + starts[t]);
-    for (const [name, values] of Object.entries({ token_ids: ids, entropy, logprob })) {
-      (this.columns[name] ??= []).push(...values);
+    for (const [name, values] of Object.entries({ token_ids: ids, entropy, logprob, entropy_low: low, entropy_high: high })) {
+      if (values) (this.columns[name] ??= new Array(from).fill(NaN)).push(...values);
     }
     this.count += ids.length;
     this.grow(from);
   }
 
+  /** Put an element behind the tokens so far; what is appended next comes behind it. */
+  interrupt(element) {
+    this.element.append(element);
+    this.broken = true;
+  }
+
+  /** Show what the last token's bytes come to, now that nothing follows. */
+  end(text) {
+    if (!text || !this.count) return;
+    this.shown += visible(text);
+    this.starts[this.count] = this.shown.length;
+    this.chunks.at(-1).write();
+    this.chunks.at(-1).paint();
+  }
+
   grow(from) {
-    const last = this.chunks.at(-1);
+    const last = this.broken ? null : this.chunks.at(-1);
+    this.broken = false;
     if (last && last.to - last.from < CHUNK && last.to === from) {
       last.to = Math.min(this.count, last.from + CHUNK);
       last.write();
@@ -211,7 +227,7 @@ export class TokenText {
 
   textOf(t) { return this.shown.slice(this.starts[t], this.starts[t + 1]); }
 
-  chunkOf(t) { return this.chunks[Math.floor(t / CHUNK)]; }
+  chunkOf(t) { return this.chunks.find(({ to }) => t < to); }
 
   /** Return a Range over token t, or null where it covers nothing. */
   rangeOf(t) {

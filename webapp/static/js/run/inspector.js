@@ -9,13 +9,15 @@ const FLAGS = [[MASKED, "masked by the objective"], [UNGRADED, "completion witho
 
 /** Facts of token t as [label, value, key] rows. */
 export function facts(text, t, vocabulary) {
-  const { columns } = text, at = (name) => columns[name]?.[t];
-  const rows = [["Position", `${t + 1} of ${text.count}`], ["Token id", at("token_ids") ?? EMPTY]];
+  const { columns, first = 0 } = text, at = (name) => columns[name]?.[t];
+  const rows = [["Position", `${first + t + 1} of ${first + text.count}`], ["Token id", at("token_ids") ?? EMPTY]];
   const entropy = at("entropy");
   if (entropy !== undefined && !Number.isNaN(entropy)) {
     const share = vocabulary > 1 ? ` · ${(100 * entropy / Math.log(vocabulary)).toFixed(1)} % of ln V` : "";
     const clamped = isClamped("entropy", entropy) ? ` · beyond the scale (${LIMITS.entropy})` : "";
-    rows.push(["Entropy", `${number(entropy)} nats · ${number(entropy / Math.LN2)} bits${share}${clamped}`]);
+    const about = at("entropy_low") >= 0 ? "≈ " : "";
+    rows.push(["Entropy", `${about}${number(entropy)} nats · ${number(entropy / Math.LN2)} bits${share}${clamped}`]);
+    if (about) rows.push(["Bounds", `${number(at("entropy_low"))} to ${number(at("entropy_high"))} nats: the engine tells no more, the middle is shown`]);
   }
   const logprob = at("logprob");
   if (logprob !== undefined && !Number.isNaN(logprob)) rows.push(["Log-prob", signed(logprob)], ["Probability", percent(Math.exp(logprob))]);
@@ -65,9 +67,9 @@ function announcement(text, t) {
 export class Inspector {
   constructor(root, vocabulary) {
     Object.assign(this, { root, vocabulary, pinned: null });
-    this.tooltip = root.querySelector("[data-token-tooltip]");
+    this.tooltip = root.querySelector("[data-token-tooltip]") ?? document.querySelector("[data-token-tooltip]");
     this.card = root.querySelector("[data-token-card]");
-    this.live = root.querySelector("[data-token-announce]");
+    this.live = root.querySelector("[data-token-announce]") ?? document.querySelector("[data-token-announce]");
     root.addEventListener("mousemove", (event) => this.moved(event));
     root.addEventListener("mouseleave", () => this.hide());
     root.addEventListener("scroll", () => this.hide(), { capture: true, passive: true });

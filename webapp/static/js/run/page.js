@@ -19,7 +19,7 @@ new Header(root, data.run);
 const reader = new Reader(find("reader"), { indexUrl: data.urls.rollouts, rolloutUrl: data.urls.rollout, vocabulary: data.vocabulary });
 const overview = new Overview(find("overview"), { seriesUrl: data.urls.series, panels: data.panels, events: data.markers, target: data.target });
 new AllMetrics(find("all-metrics"), overview, data.names, data.panels.flatMap((panel) => panel.series.map(({ name }) => name)));
-new LiveRollouts(find("live"), reader.mode);
+const growing = new LiveRollouts(find("live"), reader.mode, data.vocabulary);
 new Steering(root);
 new Log(find("log"), data.urls.log);
 new WhatIf(find("reader"), reader, data.urls.whatif);
@@ -45,5 +45,5 @@ document.addEventListener("run:events", ({ detail }) => {
 });
 document.addEventListener("run:refresh", () => ["run-header", "run-knobs"].forEach(tell));
 
-new RunLive({ url: data.urls.socket, eventsUrl: data.urls.events, last: data.run.last_seq });
+new RunLive({ url: data.urls.socket, eventsUrl: data.urls.events, last: data.run.last_seq, group: growing.group });
 document.documentElement.dataset.runReady = "";

@@ -1,6 +1,7 @@
 // The socket of one run: everything missed on (re)connect, everything new after, as DOM events on `document`.
 //
 // run:state {run} · run:events [event, …] in order, each seq once · run:frames [frame, …] · run:connection "live" | …
+// run:watching {group, refused} answers run:watch, which says the group that the viewer wants to see growing.
 
 import { message } from "./frames.js";
 
@@ -10,8 +11,9 @@ const emit = (name, detail) => document.dispatchEvent(new CustomEvent(name, { de
 
 export class RunLive {
   /** `last` is the highest event seq the page already shows; `eventsUrl` the polling fallback. */
-  constructor({ url, eventsUrl, last }) {
-    Object.assign(this, { url, eventsUrl, last, live: "", failures: 0, events: [], frames: [], state: null, flushing: false });
+  constructor({ url, eventsUrl, last, group = null }) {
+    Object.assign(this, { url, eventsUrl, last, group, live: "", failures: 0, events: [], frames: [], state: null, flushing: false, missed: false });
+    document.addEventListener("run:watch", ({ detail }) => this.watch(detail));
     document.addEventListener("visibilitychange", () => document.hidden || this.wake());
     window.addEventListener("online", () => this.wake());
     window.addEventListener("pagehide", () => this.close());
@@ -24,7 +26,7 @@ export class RunLive {
     this.closed = false;
     const socket = new WebSocket(new URL(this.url, location.href.replace(/^http/, "ws")));
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => this.hello();
+    socket.onopen = () => { this.hello(); if (this.group !== null) this.watch(this.group); };
     socket.onmessage = ({ data }) => this.receive(data);
     socket.onclose = ({ code }) => socket === this.socket && this.lost(code);
     this.socket = socket;
@@ -37,15 +39,30 @@ export class RunLive {
     this.socket?.close();
   }
 
+  /** Say which group to stream, or with null that what comes unasked will do; said again on every new socket. */
+  watch(group) {
+    this.group = group;
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ type: "watch", group }));
+  }
+
   hello() {
+    this.missed = false;
     this.socket.send(JSON.stringify({ type: "hello", after: this.last, live: this.live }));
   }
 
   /** A woken tab asks for the gap at once: a socket that looks open may be long dead. */
   wake() {
     if (this.closed) return;
-    if (this.socket?.readyState === WebSocket.OPEN) this.hello();
+    if (this.missed) this.reopen();
+    else if (this.socket?.readyState === WebSocket.OPEN) this.hello();
     else if (this.socket?.readyState !== WebSocket.CONNECTING) this.open();
+  }
+
+  /** Frames under way on the old socket would leave a hole before them: only a new one has none. */
+  reopen() {
+    this.socket.onmessage = null;
+    this.socket.close();
+    this.open();
   }
 
   lost(code) {
@@ -71,15 +88,18 @@ export class RunLive {
     this.greeted = true;
     this.stopPolling();
     if (typeof data === "string") return this.text(JSON.parse(data));
+    if (document.hidden) { this.missed = true; return undefined; } // nothing is painted, so nothing is kept; the cursor stays
+    if (this.missed) return undefined;
     const { id, frames } = message(data);
     if (id) this.live = id;
     this.frames.push(...frames);
-    this.flushSoon();
+    return this.flushSoon();
   }
 
   text(data) {
     if (data.type === "run") this.state = data.run;
     if (data.type === "events") this.take(data.events);
+    if (data.type === "watch") emit("run:watching", data);
     this.flushSoon();
   }
 
