@@ -103,7 +103,8 @@ class WideAndPruned(Growth):
         request, made = done.request, done.generation
         if made.ids and not made.top_logprob:
             raise ConfigError(
-                "sampling.engine: echo_rollout needs the likeliest tokens, and this engine gives none; choose hf",
+                "sampling.engine: echo_rollout needs the likeliest tokens, and this engine gives none; choose one "
+                "of exact entropy, such as hf",
                 "sampling.engine",
             )
         own = np.array([_confidence(tops, self.part.confidence) for tops in made.top_logprob])

@@ -107,6 +107,9 @@ class Growth:
         """Return random numbers that depend on the run's seed, the step and these numbers alone."""
         return Random(self.scene.seed_of(*seed, DICE))
 
+    def spent(self) -> tuple[int, ...]:
+        return ()
+
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         return [
             Pick(leaf, group, leaf.request.sample, self.prefix)

@@ -228,7 +228,9 @@ def _sampled(samplers: Samplers, ledger: Ledger, rows: np.ndarray, logits: Tenso
     size = max(1, DRAWN_BYTES // (4 * logits.shape[1]))
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     drawn = [
-        samplers.of(chosen[part]).sample(logits[part], numbers[part], position[part], moments=ledger.moments)
+        samplers.of(chosen[part]).sample(
+            logits[part], numbers[part], position[part], moments=ledger.moments, topk=ledger.topk
+        )
         for part in parts
     ]
     return tuple(torch.cat(found) for found in zip(*drawn, strict=True))

@@ -44,7 +44,7 @@ class BoundsLedger(Ledger):
                     "sampling.vllm.entropy",
                 )
         super().__init__(requests, stop_ids, on_chunk, on_progress)
-        self.moments, self.names = False, ("logprob", "entropy")
+        self.moments, self.topk, self.names = False, 0, ("logprob", "entropy")
         self.known = self.known[..., :2]
         self.bounds = np.zeros((*self.ids.shape, 2), dtype=np.float32)
 
