@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainer.completion import Completion, is_right
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.live_view import LiveView
+from trainer.mismatch import drift
 from trainer.objectives import Objective, Step
 from trainer.objectives.base import AuxiliaryPlan
 from trainer.policy import Trajectory
@@ -79,7 +80,9 @@ class Waves:
         self.collector, self.step, self.config = collector, step, collector.config
         self.plan = collector.objective.auxiliary(step)
         self.asked: dict[int, Asked] = {}  # by group as it was drawn
-        self.waves = self.generated = 0  # of this process; completions' tokens without prefixes
+        self.waves = self.made = self.generated = 0  # waves, completions and their tokens without prefixes
+        self.drift = [0.0, 0]  # of tokens not drawn plainly: sum in nats, and how many
+        self.rewards: dict[int, float | None] = {}  # of all that was graded, by request id
         self.strategy = collector.objective.strategy(self._scene(tap), step)
         self.stream = collector.stream
         limit = self.config.recording.live_samples
@@ -98,6 +101,7 @@ class Waves:
                 self._grade([request.id for request in wave])
             self.done = [self.known[one.request.id][0] for one in self.done]
             wave = self.strategy.next_wave(self.done)
+            self._forget(self.strategy.spent())
         picks = self.strategy.finish(self.done)
         self._shorten(picks)
         self._grade([pick.done.request.id for pick in picks])
@@ -109,11 +113,11 @@ class Waves:
         """Return the strategy's own figures and what was generated for how much that trains, over all processes."""
         learned = sum(c.tokens.learned for c in completions if c.learns)
         idle = {completion.group for completion in completions if not completion.learns}
-        rewards = [done.reward for done, _ in self.known.values() if done.reward is not None]
-        mine = (len(self.known), self.generated, learned, len(idle), len(rewards), math.fsum(rewards), self.waves)
-        *sums, waves = zip(*self.collector.world.gather(mine), strict=True)
-        made, generated, learned, filled, graded, reward = map(sum, sums)
-        found = {"tokens/generated": float(generated)}
+        rewards = [reward for reward in self.rewards.values() if reward is not None]
+        mine = (self.made, self.generated, learned, len(idle), len(rewards), math.fsum(rewards))
+        *sums, waves = zip(*self.collector.world.gather((*mine, *self.drift, self.waves)), strict=True)
+        made, generated, learned, filled, graded, reward, moved, bent = map(sum, sums)
+        found = {"tokens/generated": float(generated)} | ({"decoding/drift": moved / bent} if bent else {})
         if isinstance(self.strategy, Groups):
             return found
         found |= {"rollout/waves": float(max(waves)), "rollout/generated": float(made), "rollout/filled": float(filled)}
@@ -168,7 +172,8 @@ class Waves:
             done = self._done(request, generation)
             self.done.append(done)
             self.known[request.id] = done, None
-        self.waves += 1
+        self.waves, self.made = self.waves + 1, self.made + len(wave)
+        self.drift = [before + more for before, more in zip(self.drift, drift(generations), strict=True)]
         self.generated += sum(len(generation.ids) for generation in generations)
         self.sampling += time.monotonic() - began
 
@@ -193,7 +198,15 @@ class Waves:
         for done, result in zip(new, scored, strict=True):
             graded = replace(done, reward=result.reward, right=is_right(result))
             self.known[done.request.id] = graded, result
+            self.rewards[done.request.id] = result.reward
         self.grading += time.monotonic() - began
+
+    def _forget(self, spent: Collection[int]) -> None:
+        """Let go of the tokens of completions that nobody asks for again."""
+        for index in spent:
+            del self.known[index]
+        if spent:
+            self.done = [done for done in self.done if done.request.id in self.known]
 
     def _shorten(self, picks: Sequence[Pick]) -> None:
         """Take over the completions that the strategy has cut off; they are graded as they are now."""

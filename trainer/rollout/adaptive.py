@@ -73,6 +73,9 @@ class Adaptive:
             wave += requests(self.scene, [prompt], drawn, len(done) + len(wave))
         return wave
 
+    def spent(self) -> tuple[int, ...]:
+        return ()
+
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         groups, more = by_group(done), list((self.more or {}).values())
         solved = sum(any(one.right for one in groups[group]) for group in self.unsolved)

@@ -294,6 +294,10 @@ class Strategy(Protocol):
         """Return what to generate next, given all that came back so far; empty where the step is complete."""
         ...
 
+    def spent(self) -> Collection[int]:
+        """Return the ids of requests that this strategy wants to hear of no more; they are forgotten, not picked."""
+        ...
+
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         """Return what the step trains on: (group, auxiliary, sample) are unique, groups those of `Scene.prompts`."""
         ...

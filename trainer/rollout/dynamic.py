@@ -30,6 +30,7 @@ class Dynamic:
     processes: int = 1
     varies: dict[int, bool] = field(default_factory=dict)  # by group, those of all processes
     sent: int = 0
+    dead: list[int] = field(default_factory=list)
 
     @property
     def most(self) -> int:
@@ -49,11 +50,17 @@ class Dynamic:
         new = {group: self._varies(members) for group, members in by_group(done).items() if group not in self.varies}
         for part in self.scene.together(new):
             self.varies |= part
+        first = set(self.numbers)  # they may have to fill the step
+        dead = {group for group, varies in self.varies.items() if not varies and group not in first}
+        self.dead = [one.request.id for one in done if one.request.group in dead]
         missing = len(self.numbers) - len(self.good)
         if missing <= 0 or self.waves == self.max_waves:
             return []
         further = self.scene.more(self.waves)
         return self._wave(further if self.refill == "whole" else further[: self._share(missing)])
+
+    def spent(self) -> list[int]:
+        return self.dead
 
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         places = self._places()

@@ -33,6 +33,9 @@ class Groups:
     def next_wave(self, done: Sequence[Done]) -> list[GenRequest]:
         return []
 
+    def spent(self) -> tuple[int, ...]:
+        return ()
+
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         return [Pick(one, one.request.group, one.request.sample, auxiliary=one.request.auxiliary) for one in done]
 

@@ -41,6 +41,9 @@ class Oversample:
     def next_wave(self, done: Sequence[Done]) -> list[GenRequest]:
         return []
 
+    def spent(self) -> tuple[int, ...]:
+        return ()
+
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         return [
             Pick(one, group, sample)

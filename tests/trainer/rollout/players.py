@@ -65,6 +65,8 @@ class Player:
             self.waves.append(wave)
             self.done += [self._done(request) for request in wave]
             wave = strategy.next_wave(self.done)
+            spent = set(strategy.spent())
+            self.done = [one for one in self.done if one.request.id not in spent]
         return strategy.finish(self.done)
 
     def _done(self, request: GenRequest) -> Done:

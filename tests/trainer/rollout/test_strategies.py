@@ -122,6 +122,16 @@ def test_where_nothing_differs_the_first_wave_fills_the_step_and_nothing_learns(
     assert [len(wave) for wave in players[0].waves] == [8, 8, 8]
 
 
+def test_groups_that_nobody_asks_for_again_are_forgotten():
+    """Of the second wave, 4 and 5 are all right and can neither stay nor fill up."""
+    varying = {0, 6, 8, 9, 10}
+    _, (player,), (plan,) = play(
+        lambda scene: Dynamic(scene), 4, 2, lambda one: one.sample == 0 if one.group in varying else True
+    )
+    assert {one.request.group for one in player.done} == {0, 1, 2, 3, 6, 8, 9, 10}
+    assert plan.figures()["rollout/kept_share"] == 5 / 12  # and still counted
+
+
 def test_a_refill_of_what_is_missing_asks_for_what_is_likely_enough():
     """3 of 4 groups differ, so one missing group takes 1 / 0.75 prompts: 2."""
     _, players, _ = play(
