@@ -20,6 +20,7 @@ import psutil
 from django.conf import settings
 
 from trainer.events import RunFolder
+from trainer.rollout.server.launcher import PART
 from webapp.runs.models import Run
 
 # What a trainer may know of our environment: tools, libraries and accelerators, none of the web app's secrets.
@@ -145,9 +146,14 @@ def members(run_id: str, attempt: int) -> Iterator[psutil.Process]:
 
 def find(run: Run) -> Process | None:
     """Return the attempt's first process, if one was started and never written down."""
-    leaders = [process for process in members(run.pk, run.attempt) if os.getsid(process.pid) == process.pid]
+    leaders = [process for process in members(run.pk, run.attempt) if _is_trainer(process)]
     oldest = min(leaders, key=lambda process: process.create_time(), default=None)
     return Process.of(oldest.pid) if oldest else None
+
+
+def _is_trainer(process: psutil.Process) -> bool:
+    """Return whether a process of an attempt leads it: a rollout server leads a session, too, and says what it is."""
+    return os.getsid(process.pid) == process.pid and PART not in process.environ()
 
 
 def kill_members(run_id: str, attempt: int) -> int:

@@ -15,12 +15,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ALONE_SHARE = 0.9  # of a GPU's memory for vLLM where the trainer is elsewhere
+
+
 class Backend(Protocol):
     """Generates with whatever weights it was last given. Callbacks may raise, which ends the run they belong to."""
 
-    caps: Caps
-    device: torch.device
-    vocabulary: int
+    @property
+    def caps(self) -> Caps: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def vocabulary(self) -> int: ...
 
     def run(
         self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
@@ -48,9 +56,9 @@ def backend(config: RunConfig) -> Backend:
     import torch
 
     torch.set_num_threads(config.resources.cpu_threads)
-    return {"hf": HfBackend}[config.sampling.engine](
-        config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds: dict[str, type[HfBackend] | type[VllmBackend]] = {"hf": HfBackend, "vllm": VllmBackend}
+    return kinds[config.sampling.engine](config, device)
 
 
 def complete(expected: Iterable[str], loaded: Iterable[str]) -> None:
@@ -72,9 +80,11 @@ class HfBackend:
         from trainer.models import resolve
         from trainer.policy import Policy
         from trainer.rollout.hf import HfEngine
+        from trainer.surroundings import microbatch_tokens
 
         plain = config.model.model_copy(update={"lora": LoraConfig(), "gradient_checkpointing": False})
         self.policy, self.device = Policy(resolve(config.model.source).path, plain, device), device
+        self.policy.budget = microbatch_tokens(config, device)
         self.engine, self.vocabulary = HfEngine(self.policy), self.policy.vocabulary
         self.caps = self.engine.caps
         self.run, self.score, self.close = self.engine.run, self.engine.score, self.engine.close
@@ -101,3 +111,45 @@ class HfBackend:
         if self.device.type == "cuda":
             self.policy.lm.to("cpu")
             torch.cuda.empty_cache()
+
+
+class VllmBackend:
+    """vLLM, driven as inside the trainer; it has the GPU for itself."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Start vLLM without weights; raises ConfigError or ResourceError saying what is missing."""
+        from transformers import AutoConfig
+
+        from trainer.models import resolve
+        from trainer.rollout.vllm.driver import Driver
+
+        path, sampling = resolve(config.model.source).path, config.sampling
+        model = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+        longest = sampling.max_prompt_tokens + sampling.max_completion_tokens
+        share = max(ALONE_SHARE, sampling.vllm.memory_share)
+        self.driver = Driver(
+            path, sampling.vllm.model_copy(update={"memory_share": share}), dtype=config.model.dtype, device=device,
+            longest=min(longest, getattr(model, "max_position_embeddings", None) or longest), stop_ids=(),
+        )  # fmt: skip
+        self.device, self.vocabulary, self.version = device, int(model.vocab_size), 0
+        self.sleep, self.close = self.driver.sleep, self.driver.close
+
+    @property
+    def caps(self) -> Caps:
+        return self.driver.caps
+
+    def run(
+        self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
+    ) -> list[Generation]:
+        return self.driver.run(requests, on_chunk, on_progress, version=self.version)
+
+    def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
+        return self.driver.score(requests, version=self.version)
+
+    def stop_at(self, ids: Collection[int]) -> None:
+        self.driver.stop_ids = frozenset(ids)
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over all weights, waking up where asleep."""
+        self.driver.refresh(tensors)
+        self.version = version

@@ -104,7 +104,9 @@ def _columns(places: Any, body: bytes) -> dict[str, np.ndarray]:
     for name, place in places.items():
         try:
             kind, offset, count = place
-            if kind not in DTYPES or not (isinstance(offset, int) and isinstance(count, int)) or min(offset, count) < 0:
+            if kind not in DTYPES or not (isinstance(offset, int) and isinstance(count, int)):
+                raise ValueError(place)
+            if not 0 <= offset <= len(body) or not 0 <= count <= len(body):
                 raise ValueError(place)
             found[name] = np.frombuffer(body, f"<{kind}", count, offset) if count else np.zeros(0, f"<{kind}")
         except (TypeError, ValueError) as error:

@@ -62,6 +62,8 @@ class Server:
                 with contextlib.suppress(queue.Empty):
                     self._work(self.jobs.get(timeout=0.5))
         finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             listener.close()
             for session in list(self.sessions):
                 session.link.close()
