@@ -1,4 +1,4 @@
-"""Tokens that branching rollouts generate beside plain groups: `python bench/branching.py [--steps 3] [--samples 60]`.
+"""Tokens that branching rollouts generate beside plain groups: `python bench/branching.py [--steps 2] [--samples 30]`.
 
 The built-in tiny model samples the same prompts with every method at the start of its training: the learning rate is
 next to nothing, so all see the same policy. Shares are of the tokens that as many whole completions took.
@@ -63,8 +63,8 @@ def config_of(preset: str, part: dict[str, Any] | None, samples: int, steps: int
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--steps", type=int, default=3)
-    options.add_argument("--samples", type=int, default=60)
+    options.add_argument("--steps", type=int, default=2)
+    options.add_argument("--samples", type=int, default=30)
     given = options.parse_args()
     rows, plain = [], 0.0
     for name, (preset, part) in METHODS.items():

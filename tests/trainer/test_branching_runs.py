@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.trainer.runs import make, metrics, small, train
+from tests.trainer.runs import make, metrics, small, start, train
+from tests.trainer.test_checkpoint import same_weights, stop_before
 from trainer.completion import Completion
+from trainer.config import RunConfig
 
 RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "cure": ({"type": "cure", "min_characters": 1}, 8),
@@ -34,17 +37,23 @@ RUNS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+def config_of(preset: str, **changes: Any) -> RunConfig:
+    part, samples = RUNS[preset]
+    return small(
+        **{
+            "objective": {"preset": preset, "parts": [part]},
+            "sampling": {"prompts_per_step": 4, "samples_per_prompt": samples, "max_completion_tokens": 12},
+            "optimiser": {"steps": 2, "warmup_steps": 0},
+            "evaluation": {"every_steps": 0, "prompts": 1, "samples_per_prompt": 1, "greedy": False},
+        }
+        | changes
+    )
+
+
 @pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what two steps with a branching preset collected, and their metrics."""
-    part, samples = RUNS[request.param]
-    config = small(
-        objective={"preset": request.param, "parts": [part]},
-        sampling={"prompts_per_step": 4, "samples_per_prompt": samples, "max_completion_tokens": 12},
-        optimiser={"steps": 2, "warmup_steps": 0},
-        evaluation={"every_steps": 0, "prompts": 1, "samples_per_prompt": 1},
-    )
-    folder = make(tmp_path_factory.mktemp("runs") / request.param, config)
+    folder = make(tmp_path_factory.mktemp("runs") / request.param, config_of(request.param))
     steps: list[list[Completion]] = []
     scores: list[dict[str, torch.Tensor]] = []
 
@@ -63,7 +72,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     status = train(folder, prepare=watch)
     assert status[0] == "finished"
     return {
-        "preset": request.param, "samples": samples, "steps": steps, "scores": scores, "metrics": metrics(folder),
+        "preset": request.param, "samples": RUNS[request.param][1], "steps": steps, "scores": scores,
+        "metrics": metrics(folder),
     }  # fmt: skip
 
 
@@ -113,3 +123,27 @@ def test_its_figures_add_up(run: dict[str, Any]) -> None:
         pruned = [one.finish_reason == "pruned" for one in completions]
         assert found.get("rollout/pruned_share", 0) == sum(pruned) / len(pruned)
         assert any(pruned) == (run["preset"] == "echo-rollout")
+
+
+def test_stopping_and_resuming_grows_the_same_trees(tmp_path: Path) -> None:
+    changes = {"optimiser": {"steps": 4, "warmup_steps": 0}, "checkpoint": {"every_steps": 2}}
+    whole, parts = (make(tmp_path / name, config_of("treerl", **changes)) for name in ("whole", "parts"))
+    train(whole)
+    train(parts, prepare=lambda trainer: stop_before(trainer, 3))
+    assert train(parts, attempt=2)[0] == "finished"
+    assert metrics(whole) == metrics(parts)
+    assert same_weights(whole, parts, 4)
+
+
+def test_two_processes_grow_the_trees_of_one(tmp_path: Path) -> None:
+    optimiser = {"optimiser": {"steps": 2, "epsilon": 1e-3, "warmup_steps": 0}}
+    one = make(tmp_path / "one", config_of("cure", **optimiser))
+    two = make(tmp_path / "two", config_of("cure", **optimiser, resources={"processes": 2}))
+    process = start(two)
+    train(one)
+    assert process.wait() == 0, two.log.read_text()
+    theirs = metrics(two)
+    for step, values in metrics(one).items():
+        assert values.keys() == theirs[step].keys()
+        for name, value in values.items():
+            assert theirs[step][name] == pytest.approx(value, abs=1e-5, rel=1e-4), (step, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -131,11 +132,15 @@ class WideAndPruned(Growth):
         others = [(i, p) for i, p in likeliest if i != done.ids[at] and i not in self.scene.special_ids]
         return [Place(node, at, float(path.entropy[at]), given) for given in others[: width - 1]]
 
-    def figures(self) -> dict[str, float]:
+    def tally(self) -> Counter[str]:
         leaves = [leaf for tree in self.trees.values() for leaf in tree.leaves]
         pruned = sum(leaf.generation.finish_reason == "pruned" for leaf in leaves)
-        figures = {**super().figures(), "rollout/pruned_share": pruned / max(1, len(leaves))}
-        return figures | ({"rollout/fork_width": sum(self.widths) / len(self.widths)} if self.widths else {})
+        return super().tally() + Counter(pruned=pruned, widths=sum(self.widths), open=len(self.widths))
+
+    def shares(self, total: Counter[str]) -> dict[str, float]:
+        pruned = total["pruned"] / max(1, total["leaves"])
+        width = {"rollout/fork_width": total["widths"] / total["open"]} if total["open"] else {}
+        return {**super().shares(total), "rollout/pruned_share": pruned, **width}
 
 
 def _confidence(logprobs: Sequence[float], form: str) -> float:

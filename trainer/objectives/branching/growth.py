@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from trainer.objectives.stages import Rollout
 from trainer.part import setting
@@ -117,25 +118,37 @@ class Growth:
             for leaf in tree.leaves
         ]
 
-    def figures(self) -> dict[str, float]:
+    def tally(self) -> Counter[str]:
+        """Return what the figures are made of, as sums over this process's trees."""
         leaves = [leaf for tree in self.trees.values() for leaf in tree.leaves]
-        figures = {
-            "rollout/forks": len(self.places) / max(1, len(self.trees)),
-            "rollout/whole": sum(len(tree.roots) for tree in self.trees.values()) / max(1, len(self.trees)),
-            "rollout/new_token_share": _share(
-                sum(len(leaf.generation.ids) for leaf in leaves), sum(len(leaf.ids) for leaf in leaves)
-            ),
+        found: Counter[str] = Counter(trees=len(self.trees), forks=len(self.places), leaves=len(leaves))
+        found["whole"] = sum(len(tree.roots) for tree in self.trees.values())
+        found["depth"] = sum(max(tree.depths.values(), default=0) for tree in self.trees.values())
+        found["new"] = sum(len(leaf.generation.ids) for leaf in leaves)
+        found["tokens"] = sum(len(leaf.ids) for leaf in leaves)
+        found["bounds"] = sum(parent.generation.estimator == "bounds" for parent, _ in self.places)
+        means: dict[str, Any] = {
+            "value": sum(place.value for _, place in self.places),
+            "position": sum(place.at / len(parent.ids) for parent, place in self.places),
         }
-        if not self.places:
-            return figures
-        bounds = sum(parent.generation.estimator == "bounds" for parent, _ in self.places)
-        return figures | {
-            "rollout/fork_value": sum(place.value for _, place in self.places) / len(self.places),
-            "rollout/fork_position": sum(p.at / len(done.ids) for done, p in self.places) / len(self.places),
-            "rollout/fork_bounds_share": bounds / len(self.places),
-            "rollout/fork_depth": max(depth for tree in self.trees.values() for depth in tree.depths.values()),
+        found.update(means)
+        return found
+
+    def figures(self) -> dict[str, float]:
+        total: Counter[str] = Counter()
+        for part in self.scene.together(self.tally()):
+            total.update(part)
+        return self.shares(total)
+
+    def shares(self, total: Counter[str]) -> dict[str, float]:
+        """Return the figures, given the sums over all processes."""
+        shares = {
+            "rollout/forks": ("forks", "trees"),
+            "rollout/whole": ("whole", "trees"),
+            "rollout/new_token_share": ("new", "tokens"),
+            "rollout/fork_depth": ("depth", "trees"),
+            "rollout/fork_value": ("value", "forks"),
+            "rollout/fork_position": ("position", "forks"),
+            "rollout/fork_bounds_share": ("bounds", "forks"),
         }
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+        return {name: total[part] / total[whole] for name, (part, whole) in shares.items() if total[whole]}
