@@ -44,6 +44,7 @@ HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked=1'> <b>bold</b> &amp; "
     "left\u202eright-to-left\u202c zero\u200bwidth \x07bell \x1b[31mred\x1b[0m tab\there\nnew line 👩‍👩‍👧 数字"
 )
+CONTEXT = 16  # flag of tokens that do not count (trainer/recorder.py)
 LISTS = {
     "token_ids": pa.uint32(),
     "byte_offsets": pa.uint32(),
@@ -98,8 +99,47 @@ def completion_row(
         "weight": [advantage if rng.random() > 0.1 else 0.0 for _ in tokens],
         "entropy_weight": [0.01] * len(tokens),
         "flags": [1 if rng.random() < 0.05 else 0 for _ in tokens],
+        "segments": [{"kind": "model", "first": 0, "count": len(tokens)}],
+        "learns": True,
+        "version": 0,
+        "template": None,
     }
     return row | changes
+
+
+def forked_row(
+    rng: random.Random, rows: list[dict[str, Any]], parent: int, at: int, tokens: list[str], reward: float
+) -> dict[str, Any]:
+    """Return a row that goes on with `tokens` behind the first `at` tokens of another; its beginning is context."""
+    old = rows[parent]
+    given = old["completion"].encode()[: old["byte_offsets"][at]].decode()
+    sample = max(row["sample"] for row in rows if row["group"] == old["group"]) + 1
+    row = completion_row(rng, old["group"], sample, old["prompt"], tokens, reward)
+    for name, before in [(name, old[name][:at]) for name in LISTS]:
+        row[name] = [*before, *row[name]]
+    row["byte_offsets"][at:] = [offset + len(given.encode()) for offset in row["byte_offsets"][at:]]
+    for name, value in {"weight": 0.0, "entropy_weight": 0.0, "flags": CONTEXT}.items():
+        row[name][:at] = [value] * at
+    kinds = [{"kind": "prefix", "first": 0, "count": at}, {"kind": "model", "first": at, "count": len(tokens)}]
+    return row | {
+        "completion": given + row["completion"], "branch_parent": parent, "branch_token": at, "segments": kinds
+    }  # fmt: skip
+
+
+def forks(rng: random.Random, groups: int = 3, roots: int = 3, each: int = 2, tokens: int = 60) -> list[dict[str, Any]]:
+    """Return the rows of one step of a branching run: roots, forks off them, and a fork off a fork."""
+    rows: list[dict[str, Any]] = []
+    for group in range(groups):
+        first, prompt = len(rows), f"Problem {group}: add three numbers."
+        for sample in range(roots):
+            rows.append(completion_row(rng, group, sample, prompt, word_tokens(rng, tokens), float(rng.random() < 0.4)))
+        for parent in range(first, first + roots):
+            for _ in range(each):
+                at = rng.randint(tokens // 6, tokens - 10)
+                more = word_tokens(rng, tokens - at - rng.randint(0, 8))
+                rows.append(forked_row(rng, rows, parent, at, more, float(rng.random() < 0.5)))
+        rows.append(forked_row(rng, rows, first + roots, tokens - 10, word_tokens(rng, 10), 1.0))
+    return rows
 
 
 def write_rollouts(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -118,6 +158,13 @@ def write_rollouts(path: Path, rows: list[dict[str, Any]]) -> None:
             ("finish_reason", pa.string()),
             ("branch_parent", pa.uint32()),
             ("branch_token", pa.uint32()),
+            (
+                "segments",
+                pa.list_(pa.struct([("kind", pa.string()), ("first", pa.uint32()), ("count", pa.uint32())])),
+            ),
+            ("learns", pa.bool_()),
+            ("version", pa.uint32()),
+            ("template", pa.string()),
             *((name, pa.list_(kind)) for name, kind in LISTS.items()),
         ]
     )

@@ -31,9 +31,15 @@ COLUMNS = {
     "weight": pa.float16(),
     "entropy_weight": pa.float16(),
     "flags": pa.uint8(),
+    "entropy_low": pa.float16(),
+    "entropy_high": pa.float16(),
 }
 DTYPES = {pa.uint32(): "u32", pa.float32(): "f32", pa.float16(): "f16", pa.uint8(): "u8"}
-FACTS = ("group", "sample", "prompt", "completion", "reward", "right", "advantage", "finish_reason", "row_key")
+BOUNDS = ("entropy_low", "entropy_high")  # sent where `entropy` is no more than their middle
+FACTS = (
+    "group", "sample", "prompt", "completion", "reward", "right", "advantage", "finish_reason", "row_key",
+    "branch_parent", "branch_token", "segments", "learns", "version", "template",
+)  # fmt: skip
 
 
 # --- Series ---------------------------------------------------------------------------------------------------------
@@ -172,10 +178,12 @@ def rollout_bundle(path: Path, step: int) -> bytes:
     Past MAX_BUNDLE_TOKENS whole completions are left out and the header's `left_out` counts them.
     """
     rollouts: list[dict[str, Any]] = []
-    parts: dict[str, list[bytes]] = {name: [] for name in COLUMNS}
+    parts: dict[str, list[bytes]] = {}
     tokens = left_out = 0
     try:
         with pq.ParquetFile(path) as file:
+            estimator = _estimator(file.schema_arrow.metadata or {})
+            parts = {name: [] for name in COLUMNS if estimator == "bounds" or name not in BOUNDS}
             for batch in file.iter_batches(batch_size=64):
                 facts, lengths = _facts(batch), _lengths(batch)
                 fitting = _fitting(lengths, MAX_BUNDLE_TOKENS - tokens)
@@ -184,12 +192,18 @@ def rollout_bundle(path: Path, step: int) -> bytes:
                 for fact, length in zip(facts[:fitting], lengths, strict=False):
                     rollouts.append({"index": len(rollouts), **fact, "first": tokens, "tokens": length})
                     tokens += length
-                for name in COLUMNS:
+                for name in parts:
                     parts[name].append(_column(batch, name, sum(lengths[:fitting])))
     except pa.ArrowException as error:
         raise ValueError(f"the rollout file of step {step} cannot be read: {error}") from error
-    header = {"step": step, "rollouts": rollouts, "left_out": left_out}
+    header = {"step": step, "rollouts": rollouts, "left_out": left_out, "entropy_estimator": estimator}
     return _packed(header, {name: b"".join(chunks) for name, chunks in parts.items()})
+
+
+def _estimator(metadata: dict[bytes, bytes]) -> str:
+    """Return how the file's entropies were taken: "exact" over the full vocabulary, or "bounds"."""
+    said = json.loads(metadata.get(b"isentrope", b"{}"))
+    return "bounds" if said.get("entropy_estimator") == "bounds" else "exact"
 
 
 def _facts(batch: pa.RecordBatch) -> list[dict[str, Any]]:

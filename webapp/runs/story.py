@@ -69,6 +69,7 @@ CHOSEN = {
     "head": "Gradients of the output layer",
     "kernel": "Log-prob and entropy kernel",
     "micro_batches": "Forward passes",
+    "entropy": "Entropies",
 }
 
 

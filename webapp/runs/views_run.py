@@ -100,7 +100,7 @@ def page_data(run: Run) -> dict[str, Any]:
     return {
         "run": run_message(run),
         "urls": {**url, "rollout": reverse("runs:rollout", args=[run.pk, 0]), "socket": f"/ws/runs/{run.pk}/"},
-        "panels": panels(run),
+        "panels": panels(run, started.data.get("plan") if started else None),
         "markers": [event_message(event) for event in story.marked(run)],
         "names": list(run.summary),
         "vocabulary": started.data.get("vocabulary", 0) if started else 0,

@@ -6,11 +6,22 @@ import json
 import random
 import struct
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.fabricate import HOSTILE, char_tokens, completion_row, fabricate_run, write_rollouts
+from tests.fabricate import (
+    CONTEXT,
+    HOSTILE,
+    char_tokens,
+    completion_row,
+    fabricate_run,
+    forked_row,
+    write_rollouts,
+)
 from webapp.runs import data
 from webapp.runs.data import Segment, decimate
+from webapp.runs.panels import panels
 
 pytestmark = pytest.mark.django_db
 
@@ -121,6 +132,59 @@ def test_invalid_reward_and_nan_arrive_as_null(run):
     header, _ = unpack(data.rollout_bundle(path, 7))
     assert header["rollouts"][0]["reward"] is None
     assert header["rollouts"][1]["advantage"] is None
+
+
+def test_forks_and_who_said_what_arrive(run):
+    rng, path = random.Random(0), run.folder.rollout_file(7)
+    rows = [completion_row(rng, 0, 0, "p", char_tokens("12345"), 0.0)]
+    rows.append(
+        forked_row(rng, rows, 0, 3, char_tokens("67"), 1.0) | {"version": 6, "template": "terse", "learns": False}
+    )
+    write_rollouts(path, rows)
+    header, columns = unpack(data.rollout_bundle(path, 7))
+    root, fork = header["rollouts"]
+    assert (root["branch_parent"], root["branch_token"], root["template"], root["learns"]) == (None, None, None, True)
+    assert (fork["branch_parent"], fork["branch_token"], fork["completion"]) == (root["index"], 3, "12367")
+    assert (fork["version"], fork["template"], fork["learns"]) == (6, "terse", False)
+    assert [part["kind"] for part in fork["segments"]] == ["prefix", "model"]
+    assert [bool(flag & CONTEXT) for flag in columns["flags"][5:]] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("estimator", ["bounds", "exact"])
+def test_bounds_are_sent_where_entropies_are_no_more(run, estimator):
+    path = run.folder.rollout_file(7)
+    write_rollouts(path, [completion_row(random.Random(0), 0, 0, "p", char_tokens("12"), 1.0)])
+    table = pq.read_table(path)
+    for name, values in {"entropy_low": [0.25, 0.5], "entropy_high": [0.75, 1.0]}.items():
+        table = table.append_column(name, pa.array([values], pa.list_(pa.float32())))
+    said = {b"isentrope": json.dumps({"entropy_estimator": estimator}).encode()}
+    pq.write_table(table.replace_schema_metadata(said), path)
+    header, columns = unpack(data.rollout_bundle(path, 7))
+    assert header["entropy_estimator"] == estimator
+    if estimator == "bounds":
+        assert list(columns["entropy_low"]) == [0.25, 0.5]
+        assert list(columns["entropy_high"]) == [0.75, 1.0]
+    else:
+        assert "entropy_low" not in columns
+
+
+def test_a_file_of_an_older_version_still_opens(run):
+    path = run.folder.rollout_file(7)
+    write_rollouts(path, [completion_row(random.Random(0), 0, 0, "p", char_tokens("12"), 1.0)])
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["segments", "learns", "version", "template"]), path)
+    header, columns = unpack(data.rollout_bundle(path, 7))
+    assert header["entropy_estimator"] == "exact"
+    assert "segments" not in header["rollouts"][0]
+    assert len(columns["flags"]) == 2
+
+
+def test_the_entropy_chart_says_when_it_shows_bounds(run):
+    def unit(plan):
+        return next(panel["unit"] for panel in panels(run, plan) if panel["id"] == "entropy")
+
+    assert unit(None) == unit({"entropy": {"choice": "exact"}}) == "nats"
+    assert unit({"entropy": {"choice": "bounds", "why": "it is so"}}) == "nats, middle of its bounds"
 
 
 def test_too_many_tokens_leave_whole_completions_out(run, monkeypatch):

@@ -1,6 +1,8 @@
 // The rollout bundle of one step: a JSON header, then aligned columns read in place.
 
 import { float16 } from "./frames.js";
+import { CONTEXT } from "./heatmap.js";
+import { link } from "./lineage.js";
 
 const KINDS = { u32: Uint32Array, f32: Float32Array, u8: Uint8Array };
 
@@ -9,7 +11,7 @@ function column(buffer, base, { dtype, offset, length }) {
   return new KINDS[dtype](buffer, base + offset, length);
 }
 
-/** Return {step, rollouts, ...}; each rollout gets `columns` of its own tokens and `meanEntropy` in nats. */
+/** Return {step, rollouts, ...}; each rollout gets `columns` of its own tokens and `meanEntropy` in nats, context left out. */
 export function decodeBundle(buffer) {
   const size = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
@@ -18,14 +20,18 @@ export function decodeBundle(buffer) {
   for (const rollout of header.rollouts) {
     const end = rollout.first + rollout.tokens;
     rollout.columns = Object.fromEntries(all.map(([name, values]) => [name, values.subarray(rollout.first, end)]));
-    rollout.meanEntropy = mean(rollout.columns.entropy);
+    rollout.meanEntropy = mean(rollout.columns.entropy, rollout.columns.flags);
   }
+  link(header.rollouts);
   return header;
 }
 
-function mean(values) {
-  if (!values || !values.length) return NaN;
-  let sum = 0;
-  for (const value of values) sum += value;
-  return sum / values.length;
+function mean(values, flags) {
+  let sum = 0, count = 0;
+  for (let t = 0; t < (values?.length ?? 0); t += 1) {
+    if (flags?.[t] & CONTEXT) continue;
+    sum += values[t];
+    count += 1;
+  }
+  return count ? sum / count : NaN;
 }

@@ -8,9 +8,13 @@ import { LIMITS, SIGNED, binName, isClamped, names, rules, sequentialBin } from 
 import { onTheme, theme } from "./theme_colours.js";
 
 export const CHUNK = 256;
-export const MASKED = 1, UNGRADED = 2, AUXILIARY = 4;
+export const MASKED = 1, UNGRADED = 2, AUXILIARY = 4, CONTEXT = 16; // of trainer/recorder.py
 const FORK_SHARE = 0.2;
-const MARKS = ["fork", "masked", "clipped", "pinned"];
+const MARKED = {
+  fork: (text, t) => text.forks?.[t], masked: (text, t) => text.isMasked(t), clipped: (text, t) => text.isClipped(t),
+  context: (text, t) => text.isContext(t), branch: (text, t) => text.branches?.has(t),
+};
+const MARKS = [...Object.keys(MARKED), "pinned"];
 const KIND_MASKED = 3, KIND_CLIPPED = 4; // of trainer/whatif/effect.py
 
 const registry = new Map();
@@ -86,7 +90,8 @@ class Chunk {
   /** Call `emit(name, start, end)` for every stretch of neighbours with the same colour, fork mark or mask mark. */
   runs(emit) {
     const { owner, base } = this;
-    for (const nameOf of [(t) => owner.colourOf(t), (t) => (owner.forks?.[t] ? "fork" : ""), (t) => (owner.isMasked(t) ? "masked" : ""), (t) => (owner.isClipped(t) ? "clipped" : "")]) {
+    const marks = Object.entries(MARKED).map(([name, is]) => (t) => (is(owner, t) ? name : ""));
+    for (const nameOf of [(t) => owner.colourOf(t), ...marks]) {
       let name = "", start = 0;
       for (let t = this.from; t <= this.to; t += 1) {
         const next = t < this.to ? nameOf(t) : "";
@@ -104,7 +109,7 @@ class Chunk {
       const piece = text.slice(owner.starts[t] - base, owner.starts[t + 1] - base);
       if (!piece) continue;
       const span = document.createElement("span");
-      span.className = [owner.colourOf(t), owner.forks?.[t] ? "fork" : "", owner.isMasked(t) ? "masked" : "", owner.isClipped(t) ? "clipped" : ""].join(" ").trim();
+      span.className = [owner.colourOf(t), ...Object.keys(MARKED).filter((name) => MARKED[name](owner, t))].filter(Boolean).join(" ");
       span.textContent = piece;
       parts.push(span);
     }
@@ -124,7 +129,7 @@ export class TokenText {
   /** Show a whole completion. */
   load(text, columns, count) {
     const { shown, starts } = layout(text, columns.byte_offsets ?? [], count);
-    Object.assign(this, { shown, starts, columns, count, forks: forkTokens(columns.entropy, count) });
+    Object.assign(this, { shown, starts, columns, count, forks: forkTokens(columns.entropy, count, columns.flags) });
     this.grow(0);
     this.element.replaceChildren(...this.chunks.map((chunk) => chunk.element));
     if (!count) this.element.textContent = visible(text);
@@ -177,7 +182,14 @@ export class TokenText {
     }
   }
 
+  /** Mark where completions fork: {token: sentence} (lineage.js). */
+  mark(branches) { this.branches = branches; }
+
+  /** Was token t read by the model only? */
+  isContext(t) { return Boolean(this.columns.flags?.[t] & CONTEXT); }
+
   colourOf(t) {
+    if (this.isContext(t)) return "";
     const name = binName(this.mode, valueOf(this.columns, this.mode, t));
     return name && this.mode !== "difference" && this.isMasked(t) ? `faded-${name}` : name;
   }
@@ -274,12 +286,13 @@ function place(element, at, end = false) {
   return [last, last.length];
 }
 
-/** Mark the top fifth of a completion's tokens by entropy (arXiv 2506.01939); tokens without entropy never fork. */
-export function forkTokens(entropy, count) {
+/** Mark the top fifth of a completion's tokens by entropy (arXiv 2506.01939); tokens without entropy never fork, nor does context. */
+export function forkTokens(entropy, count, flags) {
   if (!entropy || !count) return null;
-  const sorted = Float32Array.from(entropy).sort();
-  const floor = sorted[Math.min(count - 1, Math.ceil(count * (1 - FORK_SHARE)))];
-  return Uint8Array.from(entropy, (value) => (value > 0 && value >= floor ? 1 : 0));
+  const own = (_, t) => !(flags?.[t] & CONTEXT), sorted = Float32Array.from(entropy).filter(own).sort();
+  if (!sorted.length) return null;
+  const floor = sorted[Math.min(sorted.length - 1, Math.ceil(sorted.length * (1 - FORK_SHARE)))];
+  return Uint8Array.from(entropy, (value, t) => (value > 0 && value >= floor && own(value, t) ? 1 : 0));
 }
 
 /** Find the token under a point of the page: {text, token} or null. */
@@ -315,6 +328,7 @@ export function histogram(texts, mode) {
   let clamped = 0;
   for (const { columns, count } of texts) {
     for (let t = 0; t < count; t += 1) {
+      if (columns.flags?.[t] & CONTEXT) continue;
       const value = Math.abs(valueOf(columns, mode, t));
       bins[sequentialBin(value, LIMITS[mode])] += 1;
       if (isClamped(mode, value)) clamped += 1;

@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 import { EMPTY, number, signed } from "./format.js";
 import { AUXILIARY, MASKED, UNGRADED, hit } from "./heatmap.js";
+import { contextReason } from "./lineage.js";
 import { LIMITS, isClamped } from "./scale.js";
 
 const FLAGS = [[MASKED, "masked by the objective"], [UNGRADED, "completion without a reward"], [AUXILIARY, "auxiliary sample"]];
@@ -32,6 +33,8 @@ export function facts(text, t, vocabulary) {
   const flags = FLAGS.filter(([bit]) => at("flags") & bit).map(([, name]) => name);
   if (text.forks?.[t]) flags.push("top 20 % by entropy");
   if (flags.length) rows.push(["Flags", flags.join(", ")]);
+  if (text.isContext(t)) rows.push(["Context", contextReason(text.rollout, t)]);
+  if (text.branches?.has(t)) rows.push(["Fork", text.branches.get(t)]);
   const parts = text.sharing(t);
   if (parts > 1) rows.push(["Shared", `this text is made of ${parts} tokens`]);
   return rows;

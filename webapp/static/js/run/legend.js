@@ -5,14 +5,15 @@ import { number } from "./format.js";
 import { histogram } from "./heatmap.js";
 import { BINS, LIMITS, SIGNED, TITLES, edges } from "./scale.js";
 
-/** Fill `element` for `mode`, with the histogram of `texts` ({columns, count}). */
-export function legend(element, mode, texts = []) {
+/** Fill `element` for `mode`, with the histogram of `texts` ({columns, count}); `bounds`: entropies are no more than that. */
+export function legend(element, mode, texts = [], bounds = false) {
   element.hidden = mode === "none";
   if (element.hidden) return;
-  element.replaceChildren(SIGNED.has(mode) ? diverging(mode) : sequential(mode, texts));
+  element.replaceChildren(SIGNED.has(mode) ? diverging(mode) : sequential(mode, texts, bounds && mode === "entropy"));
 }
 
-function sequential(mode, texts) {
+function sequential(mode, texts, bounds) {
+  const title = bounds ? "Entropy, middle of its bounds" : TITLES[mode];
   const limits = edges(mode), { bins, clamped } = histogram(texts, mode), most = Math.max(1, ...bins);
   const total = bins.reduce((sum, count) => sum + count, 0);
   const swatches = limits.map((edge, bin) => {
@@ -24,8 +25,8 @@ function sequential(mode, texts) {
   });
   const marks = [0, 4, 8, 12].map((bin) => el("span", {}, number(limits[bin])));
   const beyond = clamped ? `, ${clamped.toLocaleString()} tokens beyond` : "";
-  return el("div.legend", { role: "img", "aria-label": `${TITLES[mode]}: 16 bins from 0 to ${LIMITS[mode]} nats` },
-    el("span.legend-title", {}, TITLES[mode]),
+  return el("div.legend", { role: "img", "aria-label": `${title}: 16 bins from 0 to ${LIMITS[mode]} nats` },
+    el("span.legend-title", {}, title),
     el("div", {}, el("div.legend-bins", {}, ...swatches), el("div.legend-marks", {}, ...marks, el("span", {}, `≥ ${LIMITS[mode]} nats${beyond}`))));
 }
 

@@ -4,13 +4,14 @@ import { el } from "./dom.js";
 import { EMPTY, number, signed } from "./format.js";
 import { visible } from "./glyphs.js";
 import { TokenText } from "./heatmap.js";
+import { forkPoints, isFork, nameOf } from "./lineage.js";
 
-const ENDS = { stop: "ended", eos: "ended", length: "cut off", live: "writing" };
+const ENDS = { stop: "ended", eos: "ended", length: "cut off", pruned: "pruned", live: "writing" };
 
 const LONG = 160, SIGNS_PER_LINE = 110, LINE = 1.25;
 
-/** Return {element, text, rollout}; `text` is the TokenText. Lists over several prompts say `withPrompt`. */
-export function rolloutCard(rollout, mode, withPrompt = false) {
+/** Return {element, text, rollout}; `text` is the TokenText. Lists over several prompts say `withPrompt`, readers `links`. */
+export function rolloutCard(rollout, mode, { withPrompt = false, links = false } = {}) {
   const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy } = rollout;
   const title = parts && Object.entries(parts).map(([name, value]) => `${name}: ${number(value)}`).join("\n");
   const tone = reward === null || reward === undefined ? "none" : rollout.right ? "good" : "bad";
@@ -24,7 +25,8 @@ export function rolloutCard(rollout, mode, withPrompt = false) {
       el(`span.rollout-advantage.is-${side}`, { title: "advantage" }, `A ${signed(advantage)}`),
       el("span", { title: "response length" }, `${tokens} tok`),
       el("span", { title: "mean entropy" }, Number.isNaN(meanEntropy) ? EMPTY : `H ${meanEntropy.toFixed(3)}`),
-      finish ? el(`span${cut ? ".rollout-cut" : ".text-secondary"}`, { title: `finish reason: ${visible(finish)}` }, ENDS[finish] ?? visible(finish)) : null),
+      finish ? el(`span${cut ? ".rollout-cut" : ".text-secondary"}`, { title: `finish reason: ${visible(finish)}` }, ENDS[finish] ?? visible(finish)) : null,
+      origin(rollout, links)),
     el("div", {}, withPrompt ? el("span.rollout-prompt", {}, visible(rollout.prompt)) : null, body));
   // What is far from the viewport is not laid out; a fair guess of its height keeps the scroll bar honest.
   element.style.containIntrinsicBlockSize = `auto ${(2 + LINE * Math.floor(rollout.completion.length / SIGNS_PER_LINE)).toFixed(1)}rem`;
@@ -32,7 +34,18 @@ export function rolloutCard(rollout, mode, withPrompt = false) {
   const text = new TokenText(body, mode);
   text.load(rollout.completion, rollout.columns, tokens);
   text.rollout = rollout;
+  text.mark(forkPoints(rollout));
   return { element, text, rollout };
+}
+
+/** Where a fork comes from; in a reader a button that goes to the token that was drawn anew. */
+function origin(rollout, links) {
+  const { parent, branch_token: at } = rollout;
+  if (!isFork(rollout)) return null;
+  if (!parent) return el("span.rollout-origin", {}, `fork after ${at} tokens of a completion that is not recorded`);
+  const words = `fork of ${parent.sample + 1} after ${at} tokens`;
+  if (!links) return el("span.rollout-origin", {}, words);
+  return el("button.rollout-origin", { type: "button", "data-go-rollout": parent.index, "data-go-token": at, title: `Go to ${nameOf(parent)}, where this one forks off` }, words);
 }
 
 /** What a group of completions of one prompt says: pass rate, and whether it teaches anything. */

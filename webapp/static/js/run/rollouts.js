@@ -2,12 +2,12 @@
 
 import { decodeBundle } from "./bundle.js";
 import { el } from "./dom.js";
-import { number } from "./format.js";
-import { visible } from "./glyphs.js";
 import { legend } from "./legend.js";
 import { Inspector } from "./inspector.js";
+import { groupList } from "./group_list.js";
 import { groupFacts, groupHead, rolloutCard } from "./rollout_card.js";
 import { MODES } from "./scale.js";
+import { TreeView } from "./tree_view.js";
 import * as url from "./url_state.js";
 
 const BATCH = 24, BATCH_TOKENS = 12_000, FOLLOW = 1000, CACHED = 6;
@@ -23,6 +23,8 @@ export class Reader {
     this.sort = url.get("sort") in SORTS ? url.get("sort") : "sample";
     this.filter = url.get("show") in FILTERS ? url.get("show") : "all";
     this.group = url.get("group") === "" ? null : url.get("group");
+    this.view = url.get("view") === "tree" ? "tree" : "list";
+    this.tree = new TreeView(this.part("tree"), { open: (rollout, token) => this.jump(rollout.index, token), used: () => this.follow && this.freeze(this.step) });
     this.follow = url.get("step") === "";
     this.sentinel = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.more(), { rootMargin: "600px 0px" });
     this.sentinel.observe(this.part("more"));
@@ -39,6 +41,7 @@ export class Reader {
     part("slider").addEventListener("input", ({ target }) => this.choose(Number(target.value)));
     part("frozen").addEventListener("click", () => this.setFollow(true));
     this.root.addEventListener("click", ({ target }) => this.act(target.closest("[data-reader-act]")?.dataset.readerAct));
+    this.root.addEventListener("click", ({ target }) => this.goTo(target.closest("[data-go-rollout]")?.dataset));
     this.root.addEventListener("token:pinned", ({ detail }) => this.pinned(detail));
     document.addEventListener("run:open-step", ({ detail }) => this.open(detail));
     document.addEventListener("run:tab", () => this.follow && this.bundle && this.step !== this.steps.at(-1)?.step && this.followSoon());
@@ -51,6 +54,7 @@ export class Reader {
       next: () => this.focus(this.at + 1), previous: () => this.focus(Math.max(0, this.at - 1)),
       "next-group": () => this.walkGroup(1), "previous-group": () => this.walkGroup(-1),
       fork: () => this.fork(1), "fork-back": () => this.fork(-1),
+      tree: () => this.setView(this.view === "tree" ? "list" : "tree"),
       colour: () => this.cycleMode(1), "colour-back": () => this.cycleMode(-1), link: () => copyLink(), unpin: () => this.inspector.unpin(),
     };
     if (name && this.steps.length && !this.hidden) actions[name]();
@@ -210,16 +214,37 @@ export class Reader {
     const groups = this.groups();
     if (this.group !== null && this.group !== "all" && !groups.has(Number(this.group))) this.group = null;
     this.group ??= String(groups.keys().next().value ?? "all");
-    this.renderGroups(groups);
+    groupList(this.part("groups"), groups, { chosen: this.group, total: this.bundle.rollouts.length, choose: (id) => this.setGroup(id) });
+    this.renderTree(groups);
     const chosen = this.group === "all" ? [...groups.values()] : [groups.get(Number(this.group)) ?? []];
     const key = SORTS[this.sort], keep = FILTERS[this.filter];
     const order = (rollouts) => (key ? rollouts.filter(keep).sort((a, b) => key(b) - key(a)) : rollouts.filter(keep));
     this.flat = this.group === "all" && Boolean(key);
-    this.queue = this.flat ? order(chosen.flat()) : chosen.flatMap((rollouts) => [{ head: rollouts }, ...order(rollouts)]);
+    if (this.view === "tree") this.queue = this.group === "all" ? [] : [{ head: chosen[0] }];
+    else this.queue = this.flat ? order(chosen.flat()) : chosen.flatMap((rollouts) => [{ head: rollouts }, ...order(rollouts)]);
     this.part("list").replaceChildren();
     this.more();
-    legend(this.part("legend"), this.mode, this.bundle.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens })));
+    this.paintLegend();
     this.saySteps();
+  }
+
+  paintLegend() {
+    const texts = this.bundle?.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens }));
+    legend(this.part("legend"), this.mode, texts, this.bundle?.entropy_estimator === "bounds");
+  }
+
+  renderTree(groups) {
+    this.part("tree").hidden = this.view !== "tree";
+    this.part("tree-toggle").setAttribute("aria-pressed", String(this.view === "tree"));
+    if (this.view !== "tree") return;
+    const why = this.group === "all" ? "A tree is of the completions of one prompt: choose a prompt." : "";
+    this.tree.show(groups.get(Number(this.group)) ?? null, why);
+  }
+
+  setView(view) {
+    this.view = view;
+    url.set({ view: view === "tree" ? view : null, ...(view === "tree" ? { rollout: null, token: null } : {}) });
+    this.render();
   }
 
   more() {
@@ -228,36 +253,13 @@ export class Reader {
     for (let added = 0, tokens = 0; this.queue.length && added < BATCH && tokens < BATCH_TOKENS; added += 1) {
       const item = this.queue.shift();
       if (item.head) { fragment.append(groupHead(item.head[0]?.prompt ?? "", groupFacts(item.head))); continue; }
-      const card = rolloutCard(item, this.mode, this.flat);
+      const card = rolloutCard(item, this.mode, { withPrompt: this.flat, links: true });
       tokens += item.tokens;
       this.cards.push(card);
       fragment.append(card.element);
     }
     this.part("list").append(fragment);
     if (this.queue.length && this.part("more").getBoundingClientRect().top < innerHeight + 600) requestAnimationFrame(() => this.more());
-  }
-
-  renderGroups(groups) {
-    const entry = (id, label, note, facts) => {
-      const button = el("button.group-entry", { type: "button", ariaCurrent: id === this.group ? "true" : "false" },
-        el("span.group-label", {}, label), el("span.group-note", {}, note));
-      if (facts) {
-        const bar = el("i.group-bar"), fill = el("i");
-        fill.style.width = `${facts.graded ? 100 * facts.right / facts.graded : 0}%`;
-        bar.append(fill);
-        button.append(bar);
-        button.classList.toggle("is-flat", Boolean(facts.badge));
-      }
-      button.addEventListener("click", () => this.setGroup(id));
-      return button;
-    };
-    const entries = [...groups].map(([group, rollouts]) => {
-      const facts = groupFacts(rollouts);
-      return entry(String(group), visible(rollouts[0].prompt).slice(0, 160), `${facts.right}/${facts.graded} · H ${number(facts.entropy, 2)}`, facts);
-    });
-    const top = this.part("groups").scrollTop;
-    this.part("groups").replaceChildren(entry("all", "All prompts", `${this.bundle.rollouts.length} completions`), ...entries);
-    this.part("groups").scrollTop = top;
   }
 
   setGroup(id) {
@@ -277,7 +279,7 @@ export class Reader {
     this.mode = this.part("colour").value = mode;
     url.set({ colour: mode === "entropy" ? null : mode });
     this.cards.forEach(({ text }) => text.recolour(mode));
-    legend(this.part("legend"), mode, this.bundle?.rollouts.map(({ columns, tokens }) => ({ columns, count: tokens })));
+    this.paintLegend();
     document.dispatchEvent(new CustomEvent("run:colour", { detail: mode }));
   }
 
@@ -340,10 +342,27 @@ export class Reader {
 
   /** Go to the token of the address. */
   restore() {
-    const rollout = url.get("rollout"), token = Number(url.get("token", "0"));
-    if (rollout === "") return;
-    while (this.queue.length && !this.cards.some((card) => String(card.rollout.index) === rollout)) this.more();
-    const at = this.cards.findIndex((card) => String(card.rollout.index) === rollout);
+    if (url.get("rollout") !== "") this.find(Number(url.get("rollout")), Number(url.get("token", "0")));
+  }
+
+  /** Show a token of a completion of this step, whatever the list shows now. */
+  jump(index, token) {
+    const rollout = this.bundle?.rollouts[index];
+    if (!rollout) return;
+    if (!FILTERS[this.filter](rollout)) this.filter = this.part("show").value = "all";
+    if (this.group !== "all") this.group = String(rollout.group);
+    this.view = "list";
+    url.set({ view: null, show: this.filter === "all" ? null : this.filter });
+    this.render();
+    this.find(index, token);
+  }
+
+  goTo({ goRollout: index, goToken: token } = {}) { if (index !== undefined) this.jump(Number(index), Number(token)); }
+
+  /** Bring a completion into the list as far as it goes, then its token into view. */
+  find(index, token) {
+    while (this.queue.length && !this.cards.some(({ rollout }) => rollout.index === index)) this.more();
+    const at = this.cards.findIndex(({ rollout }) => rollout.index === index);
     if (at < 0) return;
     this.focus(at);
     if (token < this.cards[at].text.count) this.reveal(this.cards[at].text, token);
