@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tests.trainer.runs import make, metrics, small, start, train
 from tests.trainer.test_checkpoint import same_weights, stop_before
 from trainer.completion import Completion
 from trainer.config import RunConfig
+from trainer.whatif import effect, own, read
 
 RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "cure": ({"type": "cure", "min_characters": 1}, 8),
@@ -73,7 +75,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     assert status[0] == "finished"
     return {
         "preset": request.param, "samples": RUNS[request.param][1], "steps": steps, "scores": scores,
-        "metrics": metrics(folder),
+        "metrics": metrics(folder), "folder": folder,
     }  # fmt: skip
 
 
@@ -123,6 +125,18 @@ def test_its_figures_add_up(run: dict[str, Any]) -> None:
         pruned = [one.finish_reason == "pruned" for one in completions]
         assert found.get("rollout/pruned_share", 0) == sum(pruned) / len(pruned)
         assert any(pruned) == (run["preset"] == "echo-rollout")
+
+
+def test_its_rollout_file_holds_the_trees_and_gives_the_objective_s_weights_again(run: dict[str, Any]) -> None:
+    recording = read(run["folder"].rollout_file(1))
+    rows = pq.read_table(run["folder"].rollout_file(1)).to_pylist()
+    for row, one in zip(rows, run["steps"][0], strict=True):
+        assert (row["branch_parent"], row["finish_reason"]) == (one.parent, one.finish_reason)
+        assert (row["branch_token"] or 0) == (one.fork_at or 0)
+    assert recording.objective is not None
+    again, was = effect(recording, recording.objective, recording.step.knobs), own(recording)
+    torch.testing.assert_close(again.weight, was.weight, rtol=1e-3, atol=1e-4)
+    assert bool(was.weight.any())
 
 
 def test_stopping_and_resuming_grows_the_same_trees(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,32 @@ def test_a_group_too_small_for_one_tree_is_refused_with_the_number() -> None:
 def test_branching_does_not_go_together_with_extra_rollouts() -> None:
     with pytest.raises(ConfigError, match="cure does not work together with aepo_sampling"):
         load({"objective": {"preset": "cure", "parts": [{"type": "aepo_sampling"}]}})
+
+
+def test_forks_ranked_by_the_middle_of_bounds_are_counted() -> None:
+    forest = Forest(7, samples=5)
+    exact = forest.generate
+
+    def bounded(request: GenRequest) -> Generation:
+        made = exact(request)
+        return replace(made, estimator="bounds", low=[0.0] * len(made.ids), high=[9.0] * len(made.ids))
+
+    forest.generate = bounded  # type: ignore[method-assign]
+    strategy = Etmr().strategy(forest.scene(), Step())
+    forest.play(strategy)
+    assert strategy.figures()["rollout/fork_bounds_share"] == 1
+
+
+def test_figures_are_those_of_all_processes_together() -> None:
+    _, one, _ = play(Etmr(), 7, samples=10, prompts=1)
+    _, other, _ = play(Etmr(), 8, samples=10, prompts=1)
+    tallies = [one.tally(), other.tally()]
+    one.scene = replace(one.scene, together=lambda own: tallies)
+    found = one.figures()
+    assert found["rollout/new_token_share"] == (tallies[0]["new"] + tallies[1]["new"]) / (
+        tallies[0]["tokens"] + tallies[1]["tokens"]
+    )
+    assert found["rollout/forks"] == 8
 
 
 # -- CURE ---------------------------------------------------------------------------------------------------------
