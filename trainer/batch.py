@@ -31,7 +31,7 @@ class TokenBatch:
     entropy: Tensor | None = None  # [N] current policy; requires grad inside Objective.apply
     old_logprob: Tensor | None = None  # [N] step-start policy
     old_entropy: Tensor | None = None  # [N]
-    engine_logprob: Tensor | None = None  # [N] what the sampler said
+    engine_logprob: Tensor | None = None  # [N] raw policy in the engine's numbers, whatever the draw was bent by
     ref_logprob: Tensor | None = None  # [N] reference policy
     sum_p2: Tensor | None = None  # [N] sum over the vocabulary of p^2, current policy
     sum_p2_logp: Tensor | None = None  # [N] sum of p^2 log p

@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import ValidationError, model_validator
 
 from trainer import passes
+from trainer.conflicts import with_correction
 from trainer.errors import ConfigError
 from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
@@ -80,7 +81,11 @@ class ServerConfig(Settings):
         advanced=True,
     )
     gpus: int = setting(
-        0, help="GPUs the server gets, leased besides the trainer's; it uses one.", ge=0, le=1, show_if={"enabled": True}
+        0,
+        help="GPUs the server gets, leased besides the trainer's; it uses one.",
+        ge=0,
+        le=1,
+        show_if={"enabled": True},
     )
     weights: Literal["folder", "broadcast"] = setting(
         "folder",
@@ -341,16 +346,6 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _forms_are_asked_for(self) -> RunConfig:
-        worded = any(part.stage == "prompting" for part in self.objective.parts)
-        if not worded and any(reward.type == "template_form" for reward in self.rewards):
-            raise ValueError(
-                "rewards: template_form looks for what a template asks, and prompts have none here; add the part "
-                "prompt_augmentation or take the reward format"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _sampling_gives_logprobs(self) -> RunConfig:
         if self.optimiser.old_logprobs == "engine" and (why := passes.needs_scoring(self)):
             raise ValueError(f"optimiser.old_logprobs: engine is not enough here: {why}; choose auto or score")
@@ -376,6 +371,12 @@ class RunConfig(Settings):
                 "sampling.server.gpus: a run on GPUs needs one for its server; choose 1, or turn off "
                 "sampling.server.enabled to generate on the trainer's"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _correction_fits(self) -> RunConfig:
+        if why := with_correction(self):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from trainer.events import Choice, Control, RunFolder
 from trainer.footprint import Footprint, foretold
 from trainer.health import Health
 from trainer.kernels import choose_room
+from trainer.mismatch import MismatchAlert
 from trainer.models import resolve
 from trainer.objectives import Objective, Step
 from trainer.optimiser import Optimiser
@@ -60,6 +61,7 @@ class Trainer:
         self.pool = RewardPool(config.task, config.rewards)
         rollouts = generator(config, self.policy, world, folder)
         self.sync = Sync(rollouts, stream, world, config.model.dtype)
+        self.mismatch = MismatchAlert(stream, config.model.dtype, stale=config.sampling.staleness > 0)
         self.old_logprobs = old_logprobs(config, rollouts.caps)
         detokenizer = self.policy.detokenizer
         self.collector = Collector(
@@ -114,6 +116,7 @@ class Trainer:
             metrics = step_metrics(update, answers(completions, self.world)) | _means(self.world.gather(figures))
             metrics |= by_template(update, completions, self.world)
             metrics |= self._figures(step, int(metrics.pop("tokens/generated")))
+            self.mismatch.check(step, metrics)
             self.health.check(step, update, *ungraded(completions, self.world))
             if recorded:
                 self.recorder.record(step, completions, update, settings, self.stream, self.attempt)

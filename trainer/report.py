@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.evaluation_metrics import distinct_right
+from trainer.mismatch import mismatch
 from trainer.objectives import Observation
 from trainer.update import Update
 
@@ -59,7 +60,7 @@ def step_metrics(
         "length/mean": float(batch.length[main].double().mean()),
         "length/max": float(batch.length[main].max()),
         "length/truncated": float(batch.need("truncated")[main].double().mean()),
-        "mismatch/mean_abs": float((batch.need("engine_logprob") - trainer)[tokens].abs().nanmean()),
+        **mismatch(batch.need("engine_logprob")[tokens], trainer[tokens], batch.sequence[tokens]),
     }
     if batch.ref_logprob is not None:
         gap = (batch.ref_logprob - logprob)[tokens]

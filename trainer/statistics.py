@@ -64,7 +64,7 @@ STATISTICS: dict[str, StatisticInfo] = {
         _core("old_entropy", "entropy over the full vocabulary", unit="nats", policy="old"),
         _core(
             "engine_logprob",
-            "log-prob the sampler drew the token with",
+            "log-prob of the sampled token in the engine's numbers, of the raw policy at the training temperature",
             unit="nats",
             policy="engine",
             supplier="engine",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from trainer.lazy import torch
 from trainer.objectives.base import Statistic, Step
+from trainer.objectives.correction import Beyond, Span, engine_weight
 from trainer.objectives.stages import Surrogate
 from trainer.part import setting
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from trainer.batch import TokenBatch
 
+CORRECTED = {"correction": ["token", "sequence"]}
 LOG_RATIO_LIMIT = 20.0  # nats; exp stays finite in float32 and no sane update comes near it
 
 
@@ -64,43 +66,50 @@ def report_clip(batch: TokenBatch, step: Step, ratio: Tensor, low: Tensor, high:
 
 
 class RatioSurrogate(Surrogate):
-    """A surrogate of the ratio, with truncated importance sampling between engine and trainer as a property.
+    """A surrogate of the ratio, with importance weights between engine and trainer as a property.
 
-    The token's loss is multiplied by min(exp(old_logprob - engine_logprob), cap). A token without a finite engine
-    log-prob, and every token of an auxiliary completion (drawn at another temperature on purpose), gets 1.
+    Every token's loss is multiplied by its weight, whatever the surrogate. Both log-probs are those of the raw policy
+    at the training temperature: what modifiers and truncation did to a draw is not weighed.
     """
 
     needs: ClassVar[frozenset[Statistic]] = frozenset({"old_logprob"})
 
-    correction: Literal["off", "token"] = setting(
+    correction: Span = setting(
         "off",
-        help="Correct for engine log-probs that differ from the trainer's: weigh each token by their ratio.",
+        help="Correct for engine log-probs that differ from the trainer's: weigh by the ratio of each token, or of the "
+        "whole completion.",
         advanced=True,
     )
-    correction_cap: float = setting(
-        2.0,
-        help="Largest weight the engine correction gives a token.",
-        ge=1,
-        le=100,
+    correction_mode: Beyond = setting(
+        "truncate",
+        help="A ratio beyond the cap is cut back to it, or its tokens are masked out. TRL masks completions above 3.",
         advanced=True,
-        show_if={"correction": "token"},
+        show_if=CORRECTED,
+    )
+    correction_cap: float = setting(
+        2.0, help="Largest ratio the engine correction lets through.", ge=1, le=100, advanced=True, show_if=CORRECTED
+    )
+    correction_floor: float = setting(
+        0.0, help="Smallest ratio the engine correction lets through.", ge=0, le=1, advanced=True, show_if=CORRECTED
     )
 
     def reads(self) -> frozenset[Statistic]:
-        return self.needs | {"engine_logprob"} if self.correction == "token" else self.needs
+        return self.needs if self.correction == "off" else self.needs | {"engine_logprob"}
 
     def corrected(self, values: Tensor, batch: TokenBatch, step: Step) -> Tensor:
         """Return the token losses times the engine correction, [N]."""
         if self.correction == "off" or batch.engine_logprob is None:
             return values
-        old = batch.logprob.detach() if batch.old_logprob is None else batch.old_logprob
-        weight = (old - batch.engine_logprob).exp().clamp(max=self.correction_cap)
-        usable = torch.isfinite(batch.engine_logprob) & torch.isfinite(weight)
-        if batch.auxiliary is not None:
-            usable &= ~batch.per_token(batch.auxiliary)
-        weight = torch.where(usable, weight, torch.ones_like(weight))
+        weight, outside = engine_weight(
+            batch,
+            batch.engine_logprob,
+            span=self.correction,
+            beyond=self.correction_mode,
+            floor=self.correction_floor,
+            cap=self.correction_cap,
+        )
         mask = torch.ones_like(weight) if batch.mask is None else batch.mask
         total = mask.sum().clamp(min=1)
         step.metrics["objective/engine_weight"] = float((weight * mask).sum() / total)
-        step.metrics["objective/engine_capped"] = float(((weight >= self.correction_cap) * mask).sum() / total)
+        step.metrics["objective/engine_capped"] = float((outside * mask).sum() / total)
         return values * weight

@@ -53,9 +53,13 @@ class Rollout(ObjectivePart):
 
 
 class Decoding(ObjectivePart):
-    """Changes the distribution tokens are drawn from; what the policy is compared with stays the policy itself."""
+    """Changes the distribution tokens are drawn from; what the policy is compared with stays the policy itself.
+
+    `leaves_out` says that tokens which the policy could draw cannot come.
+    """
 
     stage: ClassVar[Stage] = "decoding"
+    leaves_out: ClassVar[bool] = False
 
     def sampler(self, given: SamplerSpec, sample: int, samples: int, step: Step) -> SamplerSpec:
         """Return how the sample of this number among the group's is drawn, given how it would be without this part."""

@@ -164,11 +164,11 @@ def _decode(
         if not len(active):
             return
         places = ledger.first[active] + ledger.lengths[active]
-        rows, numbers, position = (
+        chosen, numbers, position = (
             torch.from_numpy(values).to(policy.device)
             for values in (active, uniforms(ledger.seeds[active], places), places)
         )
-        token, *known = _draw(policy, states, samplers.of(rows), numbers, position, ledger)
+        token, *known = _draw(policy, states, samplers.of(chosen), numbers, position, ledger)
         going = ledger.record(active, token.cpu().numpy(), torch.stack(known, 1).cpu().numpy())
         ledger.report()
         order = _compacted(going)

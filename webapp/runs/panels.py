@@ -21,6 +21,12 @@ def panels(run: Run, plan: Mapping[str, Any] | None = None) -> list[dict[str, An
     bounds = (plan or {}).get("entropy", {}).get("choice") == "bounds"
     k = run.config.get("evaluation", {}).get("samples_per_prompt", 16)
     rollouts = [_panel("rollouts", "Generated for each trained token", "tokens", line("rollout/overhead", "generated"))]
+    mismatch = [
+        _panel(
+            "mismatch", "Engine against trainer", "nats",
+            line("mismatch/mean_abs", "mean difference"), line("mismatch/k3", "k3"), line("sync/probe", "probe"),
+        )
+    ]  # fmt: skip
     return [
         _panel("reward", "Reward", "", line("reward/mean", "mean")),
         _panel(
@@ -37,6 +43,7 @@ def panels(run: Run, plan: Mapping[str, Any] | None = None) -> list[dict[str, An
         _panel("length", "Response length", "tokens", line("length/mean", "mean"), line("length/max", "max")),
         *(rollouts if _plans_rollouts(run) else []),
         _panel("clip", "Clip share", "of tokens", line("clip/share", "clipped")),
+        *(mismatch if _generates_apart(run) else []),
         _panel("gradient", "Gradient norm", "before clipping", line("grad/norm", "norm")),
         _panel("kl", "KL", "nats", line("kl/old", "to the step’s start"), line("kl/ref", "to the reference")),
         _panel(
@@ -47,6 +54,12 @@ def panels(run: Run, plan: Mapping[str, Any] | None = None) -> list[dict[str, An
         ),
         _panel("time", "Step time", "seconds", *(line(f"time/{part}", part, "stack") for part in TIMES), kind="stack"),
     ]  # fmt: skip
+
+
+def _generates_apart(run: Run) -> bool:
+    """Return whether completions come from an engine with weights and numbers of its own."""
+    sampling = run.config.get("sampling", {})
+    return sampling.get("engine", "hf") != "hf" or bool(sampling.get("server", {}).get("enabled"))
 
 
 def _plans_rollouts(run: Run) -> bool:

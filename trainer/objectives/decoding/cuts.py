@@ -38,6 +38,7 @@ class CUTS(Decoding):
         r"b_t = \operatorname{Uniform}(S_t),\quad S_t = \{v \in \operatorname{top}_K : \pi_t(v) \ge \delta\},"
         r"\quad t \ge t_{\text{warm}}"
     )
+    leaves_out: ClassVar[bool] = True
     type: Literal["cuts"] = "cuts"
     k: int = setting(5, help="How many of the likeliest tokens may come.", unit="tokens", ge=1, le=1024)
     floor: float = setting(0.03, help="delta: least probability of a token that may come.", ge=0, le=1)

@@ -27,6 +27,7 @@ class TypicalSampling(Decoding):
     formula: ClassVar[str] = (
         r"S_t = \text{the shortest list of } v \text{ by } |-\ln \pi_t(v) - H_t| \text{ with } \pi_t(S_t) \ge \tau"
     )
+    leaves_out: ClassVar[bool] = True
     type: Literal["typical_sampling"] = "typical_sampling"
     mass: float = setting(
         0.9, help="tau: probability that the typical set holds at least.", gt=0, le=1, knob="typical_mass"

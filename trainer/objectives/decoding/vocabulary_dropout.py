@@ -29,6 +29,7 @@ class VocabularyDropout(Decoding):
     title: ClassVar[str] = "Vocabulary dropout"
     paper: ClassVar[str] = "2604.03472"
     formula: ClassVar[str] = r"b_t(v) \propto \pi_t(v)\, m_v,\quad m_v \sim \operatorname{Bernoulli}(q)"
+    leaves_out: ClassVar[bool] = True
     type: Literal["vocabulary_dropout"] = "vocabulary_dropout"
     keep: float = setting(0.9, help="q: probability that a token stays.", gt=0, le=1, knob="vocabulary_keep")
     anew: Literal["step", "sample"] = setting(

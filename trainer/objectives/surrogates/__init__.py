@@ -11,6 +11,7 @@ from trainer.objectives.surrogates import (
     copo,
     critique_grpo,
     echo,
+    engine_correction,
     flexible_clip,
     gspo,
     hapo,
@@ -35,5 +36,6 @@ FAMILY = Family(
         echo,
         critique_grpo,
         copo,
+        engine_correction,
     ),
 )

@@ -1,0 +1,44 @@
+"""What cannot be combined between how completions are drawn and what the objective makes of them. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.objectives.ratio import RatioSurrogate
+from trainer.objectives.stages import Decoding
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+WHOLE = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}  # settings that leave every token possible
+
+
+def with_correction(config: RunConfig) -> str:
+    """Return why the objective's engine correction does not fit how completions are drawn, field first, or "".
+
+    The correction weighs a token by the policy in the trainer's numbers over the policy in the engine's. Under a
+    modifier that only changes temperatures both are bent alike and the weight still says how the engine rounds. Where
+    tokens are left out it says nothing of how the token was drawn: weights would be applied to the wrong distribution.
+    """
+    surrogate = next(part for part in config.objective.parts if part.stage == "surrogate")
+    if not isinstance(surrogate, RatioSurrogate) or surrogate.correction == "off":
+        return ""
+    off = f'set correction = "off" in {surrogate.type}'
+    for name, whole in WHOLE.items():
+        if (value := getattr(config.sampling, name)) != whole:
+            return (
+                f"sampling.{name}: {surrogate.type} weighs every token as drawn from the whole policy, and "
+                f"{name} = {value:g} draws from a part of it; set it to {whole:g}, or {off}"
+            )
+    for part in config.objective.parts:
+        if isinstance(part, Decoding) and part.leaves_out:
+            return (
+                f"objective.parts: {surrogate.type} weighs every token as drawn from the whole policy, which would "
+                f"undo what {part.type} does; remove it, or {off}"
+            )
+        if part.stage == "sampling":
+            return (
+                f"objective.parts: {part.type} draws some completions at another temperature, for which there is no "
+                f"weight; remove it, or {off}"
+            )
+    return ""
