@@ -102,8 +102,14 @@ PRESETS = (
         confidence="code",
         variants="The authors cut the tail off a prefix that with its prompt exceeds the longest prompt, which moves "
         "the fork to an earlier token; here a prefix and what follows share the limit of a completion. A completion "
-        "without an allowed token is followed by fresh samples, as in their code. They use a learning rate of 1e-6, "
-        "a dual clip at 10 and drop groups with equal rewards.",
-        parts=[{"type": "cure"}, GROUP, {**CLIP_HIGHER, "dual_clip": 10.0}, TOKENS],
+        "without an allowed token is followed by fresh samples, as in their code. They use a learning rate of 1e-6 "
+        "and sample further prompts in place of groups with equal rewards, which are only left out here.",
+        parts=[
+            {"type": "cure"},
+            GROUP,
+            {"type": "zero_variance_filter"},
+            {**CLIP_HIGHER, "dual_clip": 10.0},
+            TOKENS,
+        ],
     ),
 )
