@@ -21,6 +21,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.estimate import Estimate, estimate
 from trainer.memory import LABELS, PHASES, available
 from trainer.model_files import ModelInfo
+from trainer.prompts import encode, templates
 from trainer.roots import home
 from trainer.tasks import Row, Task
 from trainer.template import PLAIN
@@ -98,8 +99,7 @@ def check(
     for note in info.notes:
         report.add("model.source", f"model.source: {note}", warning=True)
     _context(report, config, info)
-    for remark in (remark for part in config.objective.parts for remark in part.remarks()):
-        report.add("objective.parts", f"objective.parts: {remark}", warning=True)
+    _remarks(report, config)
     if info.parameters:
         _costs(report, config, info, folder or _runs(), gpu_bytes)
     try:
@@ -110,6 +110,14 @@ def check(
     except ConfigError as error:
         report.add(error.field or "task", str(error))
     return report
+
+
+def _remarks(report: Preflight, config: RunConfig) -> None:
+    for remark in (remark for part in config.objective.parts for remark in part.remarks()):
+        report.add("objective.parts", f"objective.parts: {remark}", warning=True)
+    if not templates(config) and any(reward.type == "template_form" for reward in config.rewards):
+        message = "template_form gives everything 1 where prompts have no templates; add the part prompt_augmentation"
+        report.add("rewards", f"rewards: {message} or take the reward format", warning=True)
 
 
 def _context(report: Preflight, config: RunConfig, info: ModelInfo) -> None:
@@ -160,8 +168,6 @@ def _data(report: Preflight, config: RunConfig, info: ModelInfo) -> None:
 def _lengths(report: Preflight, config: RunConfig, info: ModelInfo, rows: Sequence[Row]) -> None:
     """Count the tokens of the prompts with most characters and of the first ones."""
     from transformers import AutoTokenizer
-
-    from trainer.prompts import encode, templates
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(info.path, trust_remote_code=False)

@@ -151,7 +151,6 @@ def test_what_a_strategy_generates_is_told_before_the_run():
         ({"objective": {"preset": "aepo", "parts": [{"type": "oversampling"}]}}, "objective.parts", "side batch"),
         ({"objective": {"parts": [{"type": "prompt_augmentation", "names": ["rhyme"]}]}},
          "objective.parts.0.prompt_augmentation.names", "no template 'rhyme'"),
-        ({"rewards": [{"type": "task"}, {"type": "template_form"}]}, "rewards", "add the part prompt_augmentation"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_fix(config, field, says):

@@ -109,6 +109,8 @@ def test_the_form_says_so_before_the_run_too():
     config = small(objective={"preset": "prompt-augmentation"})
     found = [problem for problem in check(config).problems if problem.field == "sampling.max_prompt_tokens"]
     assert "in the template" in found[0].message
+    pointless = check(small(rewards=[{"type": "task"}, {"type": "template_form"}]), deep=False).warnings
+    assert ["prompt_augmentation" in one.message for one in pointless if one.field == "rewards"] == [True]
 
 
 @given(step=st.integers(1, 50), waves=st.integers(1, 8), seed=st.integers(0, 1000))

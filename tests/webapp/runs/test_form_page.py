@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from django.urls import reverse
@@ -133,6 +134,16 @@ def test_typing_brings_back_messages_and_no_fields(login, alice):
     assert "sampling.top_p" in page
     assert 'name="sampling.top_p"' not in page
     assert "1 thing to mend" in page
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [("grpo", None), ("dapo-dynamic", "512 to 5,120"), ("t1", "2,048"), ("dars-et", "512 to 1,024")],
+)
+def test_what_is_generated_beside_what_is_learned_is_said(login, alice, preset, said):
+    page = login(alice).post(CHECK, fields(RunConfig.model_validate({"objective": {"preset": preset}})))
+    row = re.search(r"Generated per step</dt><dd>(.*?)</dd>", page.content.decode())
+    assert (row and row[1].replace("\u202f", ",")) == said
 
 
 def test_an_operation_brings_back_its_part(login, alice):

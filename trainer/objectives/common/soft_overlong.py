@@ -52,7 +52,7 @@ PRESETS = (
         name="dapo",
         title="DAPO",
         summary="GRPO with a higher upper clip that lets rare tokens grow, a penalty that sets in softly before "
-        "the length limit, and prompts without a difference in reward left out (they are not sampled again).",
+        "the length limit, and prompts without a difference in reward left out (dapo-dynamic samples others for them).",
         when="Long answers and several updates on each rollout batch.",
         formula=r"L = \frac{1}{\sum_i |o_i|} \sum_{i,t} \max\bigl(-A_i r_t,\ "
         r"-A_i \operatorname{clip}(r_t, 1-\epsilon_-, 1+\epsilon_+)\bigr),\quad \epsilon_+ > \epsilon_-",
