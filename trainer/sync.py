@@ -26,7 +26,7 @@ class Sync:
         began = time.monotonic()
         if not self.engine.sync_weights(version):
             return
-        probe = self.world.greatest(self.engine.probe())
+        probe = max(self.world.gather(self.engine.probe()))
         seconds = time.monotonic() - began
         self._figures = {"sync/probe": probe, "time/sync": self._figures.get("time/sync", 0.0) + seconds}
         wrong = not probe <= self.limit  # NaN too

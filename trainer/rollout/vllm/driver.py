@@ -53,7 +53,8 @@ class Driver:
         self.core = start(path, settings, dtype=dtype, device=device, longest=longest)
         self.tap = Tap(self.core.runner)
         self.exact = settings.entropy == "exact"
-        self._checked = self._asleep = False
+        self.closed = self._checked = self._asleep = False
+        self._names: frozenset[str] = frozenset()  # of the weights, as they first came
 
     @property
     def caps(self) -> Caps:
@@ -62,11 +63,6 @@ class Driver:
             exact_entropy=self.exact, per_request_sampler=self.exact, prefix=True, in_process=True,
             modifiers=self.exact, moments=self.exact,
         )  # fmt: skip
-
-    @property
-    def alone(self) -> bool:
-        """Return whether this engine shares no process group with others."""
-        return self.core.alone
 
     @property
     def sleeps(self) -> bool:
@@ -145,7 +141,10 @@ class Driver:
         """
         if self._asleep:
             self.core.llm.wake_up(["weights"])
-        weights.load(self.core, tensors)
+        names = weights.load(self.core, tensors)
+        self._names = self._names or names
+        if odd := self._names ^ names:  # vLLM joins some weights into one and would not miss a part of it
+            raise RunFailed(f"{len(odd)} weights came once and not again (such as {min(odd)}); resume the run")
         if self._asleep:
             self.core.llm.wake_up(["kv_cache"])
         self._asleep = False
@@ -155,10 +154,10 @@ class Driver:
 
     def close(self) -> None:
         """End the engine; may be called twice."""
-        if self.core is not None:
+        if not self.closed:
+            self.closed = True
             self.tap.close()
-            core, self.core = self.core, None
-            core.close()
+            self.core.close()
 
     def _generate(self, ledger: Ledger, choose: Choose) -> None:
         """Run the waiting requests to their ends, tokens chosen by `choose` and written into the ledger."""

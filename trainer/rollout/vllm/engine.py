@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.config import SamplingConfig
-from trainer.errors import ResourceError, TrainerError
+from trainer.errors import ResourceError, RunFailed, TrainerError
 from trainer.policy import Policy, Trajectory
 from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
 from trainer.rollout.vllm.driver import Driver
+from trainer.rollout.vllm.start import several
 from trainer.rollout.vllm.weights import weights
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class VllmEngine:
         """Take over the policy's weights unless these are the ones held; return whether they were copied."""
         if self.version == version:
             return False
+        if self.driver.closed:
+            self.driver = self._started()
         with self.policy.gathered():
             self.driver.refresh(weights(self.policy))
         self.version = version
@@ -67,17 +70,25 @@ class VllmEngine:
         Where vLLM fails, it is started anew and the unfinished requests go on from the tokens they have; where that
         fails too, raises ResourceError.
         """
-        ledger = self.driver.ledger(requests, on_chunk, on_progress)
+        version, ledger = self._held(), self.driver.ledger(requests, on_chunk, on_progress)
         self._insistently(lambda: self.driver.go_on(ledger))
-        return ledger.generations(self.version or 0)
+        return ledger.generations(version)
 
     def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
         """Return vLLM's own statistics of the prefix tokens of each request."""
-        return self._insistently(lambda: self.driver.score(requests, version=self.version or 0))
+        version = self._held()
+        return self._insistently(lambda: self.driver.score(requests, version=version))
 
     def close(self) -> None:
-        """End vLLM; may be called twice."""
+        """End vLLM; may be called twice. Another `sync_weights` would start it again."""
+        self.version = None
         self.driver.close()
+
+    def _held(self) -> int:
+        """Return the version of the weights; raises RunFailed where there are none: vLLM would sample all the same."""
+        if self.version is None:
+            raise RunFailed("vLLM holds no weights: it failed or rests, and was not given any since")
+        return self.version
 
     def _insistently(self, work: Callable[[], T]) -> T:
         try:
@@ -85,26 +96,25 @@ class VllmEngine:
         except TrainerError:
             raise
         except Exception as error:  # vLLM raises what its libraries raise
-            if not self.driver.alone:  # starting takes all processes, and the others are elsewhere
+            if several():  # starting takes all processes, and the others are elsewhere
                 raise ResourceError(f"vLLM failed ({_said(error)}); resume the run from its checkpoint") from error
             logger.warning("vLLM failed and is started anew\n%s", traceback.format_exc())
-        self._restart()
         try:
+            self._restart()
             return work()
         except TrainerError:
             raise
         except Exception as error:
+            self.close()
             raise ResourceError(
                 f"vLLM failed twice in a row ({_said(error)}); resume the run from its checkpoint, with less "
                 "sampling.vllm.max_sequences or with sampling.engine hf"
             ) from error
 
     def _restart(self) -> None:
-        version, self.version = self.version, None
-        self.driver.close()
-        self.driver = self._started()
-        if version is not None:
-            self.sync_weights(version)
+        version = self._held()
+        self.close()
+        self.sync_weights(version)
 
     def _started(self) -> Driver:
         sampling, policy = self.sampling, self.policy

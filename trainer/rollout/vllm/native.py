@@ -97,5 +97,7 @@ def _add(llm: Any, ledger: Ledger, index: int) -> str:
 def _record(ledger: BoundsLedger, output: Any, vocabulary: int) -> None:
     new = output.outputs[0]
     for token, row in zip(new.token_ids, new.logprobs, strict=True):
-        low, high = interval([entry.logprob for entry in row.values()], vocabulary)
+        # a token from further down comes on top of the likeliest, and says nothing of those between
+        likeliest = sorted((entry.logprob for entry in row.values()), reverse=True)[:TOP]
+        low, high = interval(likeliest, vocabulary)
         ledger.put(int(output.request_id), token, row[token].logprob, low, high)

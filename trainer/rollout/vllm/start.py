@@ -28,10 +28,14 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFL
 
 
 class Core:
-    """A started engine of vLLM, its model runner and what it must be given back."""
+    """A started engine of vLLM and its model runner."""
 
-    def __init__(self, llm: Any, *, alone: bool) -> None:
-        self.llm, self.alone = llm, alone
+    live = 0  # cores of this process; they share vLLM's process groups
+
+    def __init__(self, llm: Any, *, owner: bool) -> None:
+        """`owner` says that torch's process group came with vLLM, not from the trainer."""
+        self.llm, self.owner = llm, owner
+        Core.live += 1
         self.worker = llm.model_executor.driver_worker.worker
         self.runner = self.worker.model_runner
 
@@ -40,14 +44,16 @@ class Core:
         return self.runner.get_model()
 
     def close(self) -> None:
-        """End the engine and free its memory; a process group that the trainer made stays."""
+        """End the engine and free its memory; a process group of the trainer's stays."""
         from vllm.distributed import parallel_state
 
         self.llm.engine_core.shutdown()
         self.llm = self.worker = self.runner = None
-        parallel_state.destroy_model_parallel()
-        if self.alone:
-            parallel_state.destroy_distributed_environment()
+        Core.live -= 1
+        if not Core.live:
+            parallel_state.destroy_model_parallel()
+            if self.owner:
+                parallel_state.destroy_distributed_environment()
         gc.unfreeze()  # vLLM freezes what it loaded; it could not be collected otherwise
         gc.collect()
         if torch.cuda.is_available():
@@ -65,14 +71,14 @@ def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device,
         os.environ.setdefault(name, value)
     engine_args, llm_engine = _imported()
     _check_heads(path, device)
-    alone = not torch.distributed.is_initialized()
+    owner = not torch.distributed.is_initialized() or Core.live > 0
     options: dict[str, Any] = {
         "model": str(path), "dtype": dtype, "max_model_len": longest, "load_format": "dummy",
         "max_num_seqs": settings.max_sequences, "seed": 0, "skip_tokenizer_init": True, "generation_config": "vllm",
         "enable_prefix_caching": True, "disable_log_stats": True,
         "async_scheduling": False,  # the tap keeps its books in step with the scheduler
         "logprobs_mode": "processed_logprobs", "max_logprobs": -1,
-        "distributed_executor_backend": None if alone else "external_launcher",
+        "distributed_executor_backend": "external_launcher" if several() else None,
     }  # fmt: skip
     if device.type == "cuda":
         options |= {"gpu_memory_utilization": settings.memory_share, "enforce_eager": settings.enforce_eager}
@@ -81,9 +87,14 @@ def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device,
         options |= {"kv_cache_memory_bytes": int(settings.cache_gigabytes * 2**30), "enforce_eager": True}
     try:
         with undisturbed():
-            return Core(llm_engine.from_engine_args(engine_args(**options)), alone=alone)
+            return Core(llm_engine.from_engine_args(engine_args(**options)), owner=owner)
     except Exception as error:  # vLLM raises what its libraries raise
         raise refusal(error, device) from error
+
+
+def several() -> bool:
+    """Return whether this run has several processes, each with an engine, started by torch's launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _imported() -> tuple[Any, Any]:

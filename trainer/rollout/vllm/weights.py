@@ -37,8 +37,10 @@ def weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Put weights into the running model, in place; raises RunFailed where one of the model's own was not among them.
+def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
+    """Put weights into the running model, in place, and return their names.
+
+    Raises RunFailed where one of the model's own was not among them.
 
     vLLM's layer-wise way: kernels may keep weights in another shape than checkpoints do, and a bare `load_weights`
     would write into the wrong one. It is always given the weights: without any it reads the model's folder again, and
@@ -48,9 +50,10 @@ def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
     model, runner = core.model, core.runner
     expected = {name for name, _ in model.named_parameters()}
+    names: set[str] = set()
     initialize_layerwise_reload(model)
     try:
-        loaded = model.load_weights(tensors)
+        loaded = model.load_weights(_noted(tensors, names))
     finally:
         finalize_layerwise_reload(model, runner.model_config)
     if missing := expected - (loaded or set()):
@@ -59,6 +62,13 @@ def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> None:
             "from another policy than the trainer's; choose hf for sampling.engine"
         )
     _repack_head(model)
+    return frozenset(names)
+
+
+def _noted(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        names.add(name)
+        yield name, tensor
 
 
 def _repack_head(model: torch.nn.Module) -> None:
