@@ -68,6 +68,7 @@ class Trainer:
             config, self.prompts, rollouts, self.pool, detokenizer, stream,
             world.aside() if config.sampling.staleness else world, self.objective,
         )  # fmt: skip
+        self.collector.special |= self.policy.stop_ids  # a model may end with tokens its tokenizer calls ordinary
         self.ahead = Ahead(
             self._draw, rollouts.abort if world.size == 1 and isinstance(rollouts, ServerEngine) else None
         )

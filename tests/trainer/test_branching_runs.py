@@ -60,6 +60,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     scores: list[dict[str, torch.Tensor]] = []
 
     def watch(trainer: Any) -> None:
+        assert trainer.policy.stop_ids <= trainer.collector.special
         collect = trainer.collector.collect
 
         def watched(*given: Any, **options: Any) -> list[Completion]:
