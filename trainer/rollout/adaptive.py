@@ -46,8 +46,9 @@ class Adaptive:
     limit: int = 32
     grades: ClassVar[bool] = True
     more: dict[int, int] | None = None  # extra completions by group, once known
+    shares: list[float] = field(default_factory=list)  # of right completions in the first wave, prompt by prompt
     unsolved: set[int] = field(default_factory=set)  # after the first wave
-    counts: list[int] = field(default_factory=list)  # of all processes: see `finish`
+    counts: list[float] = field(default_factory=list)  # of all processes: see `finish`
 
     @property
     def most(self) -> int:
@@ -61,6 +62,7 @@ class Adaptive:
             return []
         samples = self.scene.samples
         right = {group: accuracy(members) for group, members in by_group(done).items()}
+        self.shares = [share for share in right.values() if share is not None]
         self.unsolved = {group for group, share in right.items() if share == 0}
         self.more = {
             group: extra(share, samples, self.most, schedule=self.schedule, advantage=self.advantage)
@@ -79,14 +81,17 @@ class Adaptive:
     def finish(self, done: Sequence[Done]) -> list[Pick]:
         groups, more = by_group(done), list((self.more or {}).values())
         solved = sum(any(one.right for one in groups[group]) for group in self.unsolved)
-        mine = len(self.scene.prompts), sum(map(bool, more)), sum(more), len(self.unsolved), solved
+        mine = sum(map(bool, more)), sum(more), len(self.unsolved), solved, math.fsum(self.shares), len(self.shares)
         self.counts = [sum(column) for column in zip(*self.scene.together(mine), strict=True)]
         return [Pick(one, one.request.group, one.request.sample) for one in done]
 
     def figures(self) -> dict[str, float]:
-        prompts, harder, more, unsolved, solved = self.counts
-        found = {"rollout/harder_share": harder / prompts, "rollout/extra_samples": more / prompts}
-        return found | ({"rollout/solved_later": solved / unsolved} if unsolved else {})
+        harder, more, unsolved, solved, right, graded = self.counts
+        if not graded:
+            return {}
+        found = {"harder_share": harder / graded, "extra_samples": more / graded, "first_right": right / graded}
+        found |= {"solved_later": solved / unsolved} if unsolved else {}
+        return {f"rollout/{name}": value for name, value in found.items()}
 
 
 def accuracy(members: Sequence[Done]) -> float | None:
