@@ -107,7 +107,7 @@ class Ledger:
         return sorted(self.places[index] for index in wanted if index in self.places)
 
     def _chunk(self, index: int) -> Chunk:
-        request, start, end = self.requests[index], self.sent[index], int(self.lengths[index])
+        request, start, end = self.requests[index], int(self.sent[index]), int(self.lengths[index])
         self.sent[index] = end
         logprob, entropy = self.known[index, start:end, :2].T.tolist()
         return Chunk(request.id, len(request.prefix_ids) + start, self.ids[index, start:end].tolist(), logprob, entropy)
