@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -12,8 +13,12 @@ from tests.trainer.runs import events, make, metrics, small, train
 from trainer.errors import ConfigError
 from trainer.mismatch import MismatchAlert, drift, mismatch
 from trainer.objectives import PARTS
+from trainer.objectives.decoding.vocabulary_dropout import PURPOSE
 from trainer.objectives.ratio import RatioSurrogate
 from trainer.rollout import Generation
+from trainer.rollout.bend import vocabulary_kept
+from trainer.rollout.modifiers import VocabularyDropout
+from trainer.rollout.randomness import seed_of
 from trainer.stream import Silent
 
 
@@ -158,3 +163,28 @@ def test_a_scored_run_tells_its_mismatch_and_draws_what_it_drew_before_when_resu
     assert 0 < found[2]["mismatch/mean_abs"] < 1e-4
     assert found[2]["mismatch/ess"] == pytest.approx(1, abs=1e-4)
     assert not events(whole, "alert")
+
+
+@pytest.mark.parametrize("preset", ["cuts", "mixed-cuts", "typical-sampling", "vocabulary-dropout"])
+def test_what_leaves_tokens_out_is_told_apart_from_the_policy_and_leaves_on_policy_ratios_alone(tmp_path, preset):
+    """Cutting tokens off makes the others likelier, each of them; the policy is still compared with itself."""
+    seed = random.randrange(1000)
+    folder = make(tmp_path, small(seed=seed, objective={"preset": preset}, optimiser={"steps": 1}))
+    train(folder)
+    found = metrics(folder)[1]
+    assert found["decoding/drift"] > 0 if "cuts" not in preset else found["decoding/drift"] != 0, seed
+    assert found["kl/old"] == 0
+    assert found["clip/share"] == 0
+    assert events(folder, "started")[0]["plan"]["old_logprobs"]["choice"] == "engine"
+
+
+def test_no_token_that_is_left_out_is_ever_drawn(tmp_path):
+    config = small(objective={"preset": "vocabulary-dropout"}, optimiser={"steps": 2}, seed=random.randrange(1000))
+    folder = make(tmp_path, config.model_copy())
+    special: list[int] = []
+    train(folder, prepare=lambda trainer: special.extend(trainer.prompts.special_ids))
+    for step in (1, 2):
+        drawn = [token for row in pq.read_table(folder.rollout_file(step)).to_pylist() for token in row["token_ids"]]
+        modifier = VocabularyDropout(0.9, seed_of(config.seed, PURPOSE, step, 0), tuple(special))
+        kept = vocabulary_kept(modifier, 100)
+        assert kept[drawn].all()
