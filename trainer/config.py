@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import ValidationError, model_validator
 
 from trainer import passes
-from trainer.conflicts import with_correction
+from trainer.conflicts import with_bounds, with_correction
 from trainer.errors import ConfigError
 from trainer.objectives import ObjectiveConfig
 from trainer.part import Settings, setting
@@ -374,8 +374,8 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _correction_fits(self) -> RunConfig:
-        if why := with_correction(self):
+    def _drawn_as_needed(self) -> RunConfig:
+        if why := with_correction(self) or with_bounds(self):
             raise ValueError(why)
         return self
 

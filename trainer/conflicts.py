@@ -42,3 +42,18 @@ def with_correction(config: RunConfig) -> str:
                 f"weight; remove it, or {off}"
             )
     return ""
+
+
+def with_bounds(config: RunConfig) -> str:
+    """Return why vLLM cannot draw the completions by itself, field first, or ""."""
+    sampling = config.sampling
+    if sampling.engine != "vllm" or sampling.vllm.entropy != "bounds":
+        return ""
+    found = [f"sampling.{name}" for name, whole in WHOLE.items() if getattr(sampling, name) != whole]
+    found += [part.type for part in config.objective.parts if part.stage == "decoding"]
+    if not found:
+        return ""
+    return (
+        f"sampling.vllm.entropy: bounds lets vLLM draw from the whole policy, and {found[0]} does not; "
+        f"choose exact, or remove {found[0]}"
+    )

@@ -134,6 +134,23 @@ def test_every_surrogate_of_the_ratio_is_held_to_this():
         small(sampling={"top_p": 0.5}, objective={"parts": [{"type": name, "correction": "token"}]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"sampling": {"top_p": 0.9}}, "sampling.top_p"),
+        ({"sampling": {"typical_p": 0.9}}, "sampling.typical_p"),
+        ({"objective": {"preset": "hapo"}}, "hapo_temperature"),
+    ],
+    ids=str,
+)
+def test_vllm_by_itself_draws_from_the_whole_policy_alone(changes, word):
+    bounds = {"engine": "vllm", "vllm": {"entropy": "bounds"}}
+    small(sampling=bounds)
+    with pytest.raises(ConfigError, match=rf"choose exact, or remove {word}") as caught:
+        small(**{**changes, "sampling": {**bounds, **changes.get("sampling", {})}})
+    assert caught.value.field == "sampling.vllm.entropy"
+
+
 # -- in a run ---------------------------------------------------------------------------------------------------------
 
 
