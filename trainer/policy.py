@@ -24,7 +24,7 @@ from trainer.kernels import TokenStats
 from trainer.loading import load_model, load_tokenizer, out_of_memory, stop_ids, with_lora
 from trainer.output import OutputLayer
 from trainer.placement import Sharded, Whole
-from trainer.rectangles import Trajectory, counting_places
+from trainer.rectangles import Trajectory, counting_places, rooted
 from trainer.text import Detokenizer
 
 P = ParamSpec("P")
@@ -135,6 +135,7 @@ class Policy:
 
         float32 [n] each on the CPU.
         """
+        sequences = rooted(sequences)
         starts, wanted = _starts(sequences), tuple(dict.fromkeys(("logprob", "entropy", *names)))
         while True:
             try:
@@ -155,7 +156,7 @@ class Policy:
 
         0 for a completion of which no token counts.
         """
-        found = torch.zeros(len(sequences), self.head.shape[1])
+        sequences, found = rooted(sequences), torch.zeros(len(sequences), self.head.shape[1])
         for rows in self.forward.pack(sequences, _filled(sequences), self.budget):
             states, target = self._states([sequences[i] for i in rows])
             lengths = torch.tensor([sequences[i].learned for i in rows], device=self.device)
@@ -170,6 +171,7 @@ class Policy:
 
         With LoRA the other policy is this one without its adapters.
         """
+        sequences = rooted(sequences)
         starts = _starts(sequences)
         found = torch.empty(starts[-1])
         with reference.gathered():  # once: other processes may have another number of micro-batches
@@ -198,6 +200,7 @@ class Policy:
         on the way, float32 [n] on the CPU, NaN elsewhere. Where memory runs out, `clear` forgets the gradients so far
         and the pass starts again in smaller micro-batches.
         """
+        sequences = rooted(sequences)
         starts = _starts(sequences)
         gradients = {"logprob": logprob, **({} if entropy is None else {"entropy": entropy}), **(extra or {})}
         live = torch.stack([gradient != 0 for gradient in gradients.values()]).any(0)  # [n]

@@ -7,6 +7,7 @@ prompt along. Padding is on the right, behind every real token.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +61,26 @@ def by_prompt(sequences: Sequence[Trajectory], chosen: Iterable[int]) -> dict[tu
     for i in chosen:
         found.setdefault(sequences[i].prompt, []).append(i)
     return found
+
+
+def rooted(sequences: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """Return the sequences with beginnings that do not count moved into their prompts, where that saves tokens.
+
+    Forks off one completion at one place begin alike: as a prompt, that runs once for all of them, and the prompt
+    itself once more.
+    """
+    if not any(row.counts for row in sequences):
+        return sequences
+    given = [row.counts.index(True) if row.counts and row.learned else 0 for row in sequences]
+    alike = Counter((row.prompt, row.completion[:at]) for row, at in zip(sequences, given, strict=True))
+
+    def moved(row: Trajectory, at: int) -> Trajectory:
+        before, counts = row.completion[:at], row.counts[at:]
+        if (alike[row.prompt, before] - 1) * at <= len(row.prompt):
+            return row
+        return Trajectory(row.prompt + before, row.completion[at:], () if all(counts) else counts)
+
+    return [moved(row, at) for row, at in zip(sequences, given, strict=True)]
 
 
 def pack(sequences: Sequence[Trajectory], chosen: Sequence[int], budget: int, *, shared: bool) -> list[list[int]]:

@@ -20,7 +20,8 @@ from trainer.rectangles import Trajectory
 
 ROOT = Path(__file__).parents[2]
 SEQUENCES = [
-    Trajectory((1, 2, 3), (4, 5, 6, 7)), Trajectory((1, 2, 3), (9, 8)), Trajectory((7, 7), (9, 5, 6, 7, 1)),
+    Trajectory((1, 2, 3), (4, 5, 6, 7), (False, True, False, True)), Trajectory((1, 2, 3), (9, 8)),
+    Trajectory((7, 7), (9, 5, 6, 7, 1)),
     Trajectory((2,), (8,)), Trajectory((2,), (9,)), Trajectory((3, 1), (2, 2, 2)),
 ]  # fmt: skip
 # Which process has which: the second has only one-token completions at first, then nothing at all.
@@ -53,7 +54,7 @@ def updates(policy: Policy, optimiser: Optimiser, rank: int | None) -> list[floa
     for step, dealt in enumerate(DEALT, 1):
         chosen = dealt[rank] if rank is not None else sorted(dealt[0] + dealt[1])
         sequences = [SEQUENCES[i] for i in chosen]
-        slopes = [(0.3 + i + 0.1 * k, 0.2 - 0.1 * i) for i in chosen for k in range(len(SEQUENCES[i].completion))]
+        slopes = [(0.3 + i + 0.1 * k, 0.2 - 0.1 * i) for i in chosen for k in range(SEQUENCES[i].learned)]
         logprob, entropy = (torch.tensor([pair[n] for pair in slopes]) for n in (0, 1))
         policy.backward(sequences, 0.9, logprob, entropy, optimiser.zero_grad)
         norm = optimiser.step(step)

@@ -12,7 +12,9 @@ from tests.trainer.gradients import Recording, completions, config, models
 from trainer.completion import Completion
 from trainer.distributed import World
 from trainer.objectives import Objective, Step
+from trainer.packed import PackedRow
 from trainer.policy import Policy, Trajectory
+from trainer.rectangles import rooted
 from trainer.scoring import Scorer
 from trainer.text_statistics import completion_facts, token_statistics
 from trainer.update import Update, Updater
@@ -87,11 +89,12 @@ def test_a_prefix_that_does_not_count_is_as_good_as_a_longer_prompt(pair, preset
 def test_a_penalty_of_length_sees_the_whole_completion(pair, seed):
     """The limit of tokens holds for prefix and continuation together, so does what is said of nearing it."""
     made = completions(pair[0], seed)
+    made[1].tokens, made[1].engine_logprob = Trajectory(made[1].tokens.prompt, (5,) * 10), [-1.0] * 10  # at the limit
     whole = [replace(c, tokens=Trajectory(c.tokens.prompt, c.tokens.completion)) for c in made]
     _, ours = update(pair, "dapo", forked(made))
     _, plain = update(pair, "dapo", whole)
     assert torch.equal(ours.batch.reward, plain.batch.reward)
-    assert not torch.equal(ours.batch.reward, update(pair, "grpo", whole)[1].batch.reward)  # some were penalised
+    assert not torch.equal(ours.batch.reward, update(pair, "grpo", whole)[1].batch.reward)  # it is penalised
 
 
 def spoken_over(policy: Policy, seed: int) -> list[Trajectory]:
@@ -143,6 +146,30 @@ def test_what_a_tool_said_takes_part_in_nothing_but_the_models_reading(pair, bud
         assert float((grad - parameter.grad).abs().max()) < CLOSE * max(1.0, float(parameter.grad.abs().max()))
     clear()
     torch.testing.assert_close(met["logprob"], scores["logprob"])
+
+
+def test_what_forks_begin_with_runs_once_for_all_of_them_where_that_saves_tokens(pair, seed):
+    policy, dice = pair[0], random.Random(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(dice.choices(range(3, policy.vocabulary), k=count))
+
+    prompt, root = ids(4), ids(12)
+    forks = [Trajectory(prompt, root[:9] + ids(3), (False,) * 9 + (True,) * 3) for _ in range(3)]
+    spoken = Trajectory(prompt, root[:9] + ids(4), (False,) * 9 + (True, False, True, True))
+    lone = Trajectory(prompt, root[:2] + ids(5), (False,) * 2 + (True,) * 5)
+    rows = [Trajectory(prompt, root), *forks, spoken, lone, Trajectory(prompt, root[:9], (False,) * 9)]
+    found = rooted(rows)
+    assert [len(row.prompt) for row in found] == [4, 13, 13, 13, 13, 4, 4]
+    assert found[4].counts == (True, False, True, True)
+    assert len(PackedRow.of(found[:6])) == len(PackedRow.of(rows[:6])) - 4 * 9 + 9 + 4
+    assert [row.learned for row in found] == [row.learned for row in rows]
+    for budget in (1 << 20, 1):
+        policy.budget = budget
+        scores = policy.score(rows, 0.8)
+        logprob, entropy = by_hand(policy, rows, 0.8)
+        torch.testing.assert_close(scores["logprob"].double(), logprob.detach(), rtol=0, atol=CLOSE)
+        torch.testing.assert_close(scores["entropy"].double(), entropy.detach(), rtol=0, atol=CLOSE)
 
 
 def test_distances_and_features_leave_context_out(pair, seed):
