@@ -46,7 +46,7 @@ def play(part: Any, seed: int, **world: Any) -> tuple[Forest, Any, list[Pick]]:
 
 
 @pytest.mark.parametrize("player", PLAYERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**31), samples=st.integers(7, 17), max_new=st.integers(1, 12))
 def test_every_method_keeps_to_the_group_and_to_its_parents(player: str, seed: int, samples: int, max_new: int) -> None:
     forest, strategy, picks = play(
