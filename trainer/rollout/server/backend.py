@@ -114,7 +114,7 @@ class HfBackend:
 
 
 class VllmBackend:
-    """vLLM, driven as inside the trainer; it has the GPU for itself."""
+    """vLLM, driven as it is inside the trainer; here it has the GPU for itself."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         """Start vLLM without weights; raises ConfigError or ResourceError saying what is missing."""
