@@ -42,8 +42,9 @@ export function rolloutCard(rollout, mode, { withPrompt = false, links = false }
 function origin(rollout, links) {
   const { parent, branch_token: at } = rollout;
   if (!isFork(rollout)) return null;
-  if (!parent) return el("span.rollout-origin", {}, `fork after ${at} tokens of a completion that is not recorded`);
-  const words = `fork of ${parent.sample + 1} after ${at} tokens`;
+  const shared = `${at} token${at === 1 ? "" : "s"}`;
+  if (!parent) return el("span.rollout-origin", {}, `fork after ${shared} of a completion that is not recorded`);
+  const words = `fork of ${parent.sample + 1} after ${shared}`;
   if (!links) return el("span.rollout-origin", {}, words);
   return el("button.rollout-origin", { type: "button", "data-go-rollout": parent.index, "data-go-token": at, title: `Go to ${nameOf(parent)}, where this one forks off` }, words);
 }

@@ -201,6 +201,7 @@ export class Reader {
 
   clear() {
     this.inspector.unpin();
+    this.inspector.hide(); // what it spoke of goes
     this.cards.forEach(({ text }) => text.destroy());
     this.cards = [];
     this.queue = [];

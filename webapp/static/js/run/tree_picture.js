@@ -25,9 +25,9 @@ export function picture({ all, leaves }, width, label) {
   const svg = shape("svg", { role: "tree", width, height, viewBox: `0 0 ${width} ${height}`, "aria-label": label, class: "tree-picture" });
   const scale = { x, y, row, right, narrow, colours: rewardRange(root.members), unit: Math.min(3, (row - 6) / Math.max(1, root.members.length)) };
   svg.append(axis(place.knots, x, height));
-  const items = all.map((item, at) => branch(item, all[item.parent], all, at, scale));
-  const knots = shape("g", { class: "tree-knots", "aria-hidden": "true" }); // above the lines of their children
-  for (const { node, row: at } of all) if (node.children.length) knots.append(knot(node, x(node.to), y(at)));
+  const items = all.map((item, at) => branch(item, all[item.parent], at, scale));
+  const fills = palette(theme()), knots = shape("g", { class: "tree-knots", "aria-hidden": "true" }); // above the lines of their children
+  for (const { node, row: at } of all) if (node.children.length) knots.append(knot(node, x(node.to), y(at), fills));
   svg.append(...items, knots);
   return { svg, items };
 }
@@ -45,7 +45,7 @@ function axis(knots, x, height) {
   return group;
 }
 
-function branch(item, before, all, at, scale) {
+function branch(item, before, at, scale) {
   const { node, depth } = item, { x, y } = scale, siblings = before ? before.node.children : [node];
   const group = shape("g", {
     role: "treeitem", tabindex: "-1", "data-node": at, class: "tree-branch", "aria-level": depth + 1, "aria-label": sentence(node),
@@ -71,9 +71,9 @@ function words(group, node, { x0, x1, y1 }) {
 }
 
 /** A place where ways part: filled by entropy, ringed where a strategy forked. */
-function knot(node, x, y) {
+function knot(node, x, y, fills) {
   const group = shape("g"), name = binName("entropy", node.entropy || 0);
-  const fill = name ? palette(theme())[name].background : "var(--tblr-bg-surface)";
+  const fill = name ? fills[name].background : "var(--tblr-bg-surface)";
   if (node.forks.length) group.append(shape("circle", { cx: x, cy: y, r: 8.5, class: "tree-ring" }));
   group.append(shape("circle", { cx: x, cy: y, r: 5.5, fill, class: "tree-dot" }));
   return group;
