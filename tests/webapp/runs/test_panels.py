@@ -20,4 +20,4 @@ def test_overgeneration_is_charted_where_a_strategy_plans_the_rollouts(preset, s
 
 def test_a_run_whose_parts_are_gone_still_has_its_charts():
     charts = panels(Run(config={"objective": {"parts": [{"type": "no such part"}, {}]}}))
-    assert [chart["id"] for chart in charts][0] == "reward"
+    assert charts[0]["id"] == "reward"
