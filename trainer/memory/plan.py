@@ -11,6 +11,7 @@ from trainer.config import RunConfig
 from trainer.memory.activations import WIDE, adapted, layer_bytes, passing_bytes, width_of
 from trainer.memory.batch import Batch, processes
 from trainer.model_files import ModelInfo
+from trainer.rollout.vllm import forecast
 
 LABELS = {
     "runtime": "Python and libraries",
@@ -22,6 +23,7 @@ LABELS = {
     "activations": "Activations",
     "head": "Output layer",
     "cache": "Key-value cache",
+    "engine": "vLLM's weights and cache",
     "copies": "Copies",
 }
 PHASES = {
@@ -125,6 +127,7 @@ class _Planner:
         self.model, self.width = config.model, width_of(config.model)
         self.cuda = bool(config.resources.gpus)
         self.trained = trained(config, info)
+        self.engine = forecast.resident(config, info, self.gpu_bytes)
         self.shards = processes(config) if config.resources.sharding != "none" else 1
 
     def load(self) -> dict[str, int]:
@@ -134,11 +137,13 @@ class _Planner:
 
     def generate(self) -> dict[str, int]:
         """Keys and values of the rows in flight, and a few [rows, V] arrays to draw from."""
+        if self.engine:
+            rows = max(1, min(self.batch.waiting, self.config.sampling.vllm.max_sequences))
+            return {**self._resting(), "head": DRAWN * self._drawn(rows)}
         token = 2 * self.info.layers * self.info.kv_heads * self.info.head_size * self.width
         rows = min(self.batch.waiting, budgets.DECODE_ROWS, self._cache_room() // (token * self.batch.longest))
         rows = max(1, rows)
-        drawn = min(rows * self.info.vocabulary * WIDE, max(budgets.DRAWN_BYTES, self.info.vocabulary * WIDE))
-        return {**self._resting(), "cache": rows * self.batch.longest * token, "head": DRAWN * drawn}
+        return {**self._resting(), "cache": rows * self.batch.longest * token, "head": DRAWN * self._drawn(rows)}
 
     def score(self) -> dict[str, int]:
         """One forward pass: what passes through a layer, the last hidden states and a chunk of logits."""
@@ -168,7 +173,7 @@ class _Planner:
         fullest = moments[0]
         for moment in moments[1:]:
             fullest = moment if sum(moment.values()) > sum(fullest.values()) else fullest
-        return {**self._resting(gathered=False), **fullest}
+        return {**self._resting(gathered=False, awake=not forecast.sleeps(self.config)), **fullest}
 
     def save(self) -> dict[str, int]:
         """Adapters are added into a copy of the weights they change."""
@@ -183,8 +188,16 @@ class _Planner:
         whole = self.info.parameters * self.width
         return {"weights": whole + adapters, "reference": whole if reference(self.config) else 0}
 
-    def _resting(self, *, gathered: bool = True) -> dict[str, int]:
-        """Return what is held all the time once the first step is done; shards are gathered only without gradients."""
+    def _drawn(self, rows: int) -> int:
+        """Return one [rows, V] float32 array while tokens are drawn, few rows at a time."""
+        row = self.info.vocabulary * WIDE
+        return min(rows * row, max(budgets.DRAWN_BYTES, row))
+
+    def _resting(self, *, gathered: bool = True, awake: bool = True) -> dict[str, int]:
+        """Return what is held all the time once the first step is done.
+
+        Shards are gathered only without gradients; an engine with weights of its own may sleep.
+        """
         moments = int(MOMENTS[self.config.optimiser.state_precision] * self.trained) // self.shards
         weights, masters = self._weights(), 0
         if self.shards > 1:
@@ -193,7 +206,8 @@ class _Planner:
             weights["reference"] //= 1 if gathered else self.shards
         elif self.width < WIDE and not self.model.lora.enabled:
             masters = WIDE * self.trained
-        return {**self._runtime(), **weights, "masters": masters, "optimiser": moments}
+        engine = self.engine if awake else 0
+        return {**self._runtime(), **weights, "masters": masters, "optimiser": moments, "engine": engine}
 
     def _layer(self) -> int:
         """Return the weights of one layer and of the embedding, which are gathered at once while learning."""

@@ -53,22 +53,28 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="module")
-def engine(policy: Policy) -> Iterator[VllmEngine]:
+def engine(policy: Policy, saved: dict[str, torch.Tensor]) -> Iterator[VllmEngine]:
     made = VllmEngine(policy, SAMPLING)
     yield made
     made.close()
     made.close()
 
 
+@pytest.fixture(scope="module")
+def saved(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.lm.state_dict().items()}
+
+
 @pytest.fixture(autouse=True)
 def fresh(request: pytest.FixtureRequest) -> None:
-    """Draw fresh requests each time, from an engine that has the policy's weights."""
+    """Draw fresh requests each time, from an engine that has the weights the policy was loaded with."""
     chosen = random.SystemRandom().getrandbits(32)
     print(f"random.seed({chosen})")
     random.seed(chosen)
     torch.manual_seed(chosen)
     if "engine" in request.fixturenames:
-        found = request.getfixturevalue("engine")
+        found, saved = request.getfixturevalue("engine"), request.getfixturevalue("saved")
+        found.policy.lm.load_state_dict(saved)
         found.sync_weights((found.version or 0) + 1)
 
 
@@ -183,7 +189,7 @@ def test_adapters_arrive_merged_and_stay_as_they_are(engine, policy):
     adapted.budget = 4096
     with torch.no_grad():
         for parameter in adapted.parameters:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * 0.05)
     before = {name: tensor.clone() for name, tensor in adapted.lm.state_dict().items()}
     engine.driver.refresh(weights(adapted))
     asked = requests(policy, 6, longest=16)

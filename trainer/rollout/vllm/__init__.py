@@ -6,5 +6,7 @@ driver.py     requests in, generations out; knows nothing of a trainer, so a ser
 bounds.py     what the likeliest tokens say of an entropy, where the tap cannot be trusted
 selftest.py   whether the tap tells the truth
 weights.py    a policy's weights under their names, and into a running model
+native.py     vLLM drawing by itself, where the tap is not trusted
+forecast.py   what would stop it and how much memory it takes, told before a run
 engine.py     the Engine that the trainer uses
 """

