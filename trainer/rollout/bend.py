@@ -27,6 +27,7 @@ from trainer.rollout.randomness import uniforms
 if TYPE_CHECKING:
     from trainer.rollout.base import SamplerSpec
 
+LOWEST = -104.0  # exp of it is zero in float32, so that a logit of -inf counts for nothing
 SMALLEST_ENTROPY = 1e-6  # nats; ln of it stands for a certain token (HAPO's sampler)
 SMALLEST_SPREAD = 1e-6
 
@@ -102,7 +103,10 @@ def _columns(modifiers: Sequence[object], device: torch.device) -> Tensor:
 
 def entropy_of(logits: Tensor) -> Tensor:
     """Return the entropy of each row in nats, [R, V] to [R, 1]."""
-    return torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)
+    centred = (logits - logits.amax(-1, keepdim=True)).clamp_min_(LOWEST)
+    mass = centred.exp()
+    total = mass.sum(-1, keepdim=True)
+    return total.log() - centred.mul_(mass).sum(-1, keepdim=True) / total
 
 
 def _adaptive(modifiers: Sequence[AdaptiveTemperature], device: torch.device) -> Bend:

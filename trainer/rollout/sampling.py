@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trainer.rollout.bend import Bends
+from trainer.rollout.bend import LOWEST, Bends
 from trainer.rollout.randomness import seed_of as seed_of
 from trainer.rollout.randomness import uniforms as uniforms
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # tokens searched at once
 LIKELIEST = 1024  # tokens sorted first; a nucleus is rarely larger
-LOWEST = -104.0  # exp of it is zero in float32; keeps a token that cannot come (logit -inf) out of the entropy
 
 
 def draw(mass: Tensor, uniform: Tensor) -> Tensor:
