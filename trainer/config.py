@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from trainer import passes
 from trainer.conflicts import with_bounds, with_correction
@@ -75,7 +75,6 @@ class ServerConfig(Settings):
     address: str = setting(
         "",
         help="HOST:PORT of a server that somebody else runs; empty starts one with the run and ends it with the run.",
-        pattern=r"^$|^\S+:\d{1,5}$",
         max_length=300,
         show_if={"enabled": True},
         advanced=True,
@@ -112,6 +111,16 @@ class ServerConfig(Settings):
         show_if={"enabled": True},
         advanced=True,
     )
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_one(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (
+            host and port.isascii() and port.isdigit() and 0 < int(port) < 65536 and not set(value) & {*" /"}
+        ):
+            raise ValueError("write HOST:PORT, such as gpu7:7000, or nothing")
+        return value
 
 
 class VllmConfig(Settings):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +14,7 @@ from tests.trainer.runs import events, make, metrics, small, start, train
 from trainer.ahead import Ahead, Batch
 from trainer.events import RunFolder
 from trainer.objectives import Step
+from trainer.rollout.server.launcher import Launcher
 
 SERVER = {"enabled": True}
 
@@ -67,6 +71,29 @@ def test_a_step_ahead_the_reward_rises_and_every_completion_names_its_weights(tm
     assert max(values.get("sync/probe", 0) for values in found.values()) < 1e-4
     assert [event["step"] for event in events(folder, "evaluation")] == [0, 10, 20]
     assert [event["seq"] for event in events(folder)] == list(range(1, len(events(folder)) + 1))
+
+
+def test_two_processes_draw_ahead_together_and_find_a_new_server_when_theirs_is_killed(tmp_path):
+    """Strategies and figures speak over a line of their own while gradients travel over the other."""
+    config = small(
+        sampling={"server": SERVER, "staleness": 1},
+        objective={"preset": "dapo-dynamic"},
+        resources={"processes": 2},
+        optimiser={"steps": 60, "learning_rate": 1e-6},
+        evaluation={"every_steps": 0},
+    )
+    folder, pids = make(tmp_path, config), []
+    process = start(folder)
+    while process.poll() is None:
+        time.sleep(0.05)
+        if not pids and folder.events.exists() and any(event["step"] >= 3 for event in events(folder, "metrics")):
+            pids.append(Launcher(config, folder).card().pid)
+            os.kill(pids[0], signal.SIGKILL)
+    assert process.returncode == 0, folder.log.read_text()
+    assert [metrics(folder)[step]["rollout/staleness"] for step in (1, 2, 60)] == [0, 1, 1]
+    assert pids
+    assert folder.server_log.read_text().count("serving") == 2
+    assert Launcher(config, folder).card() is None
 
 
 def test_a_stopped_run_goes_on_with_a_fresh_batch(tmp_path):

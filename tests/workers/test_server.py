@@ -40,24 +40,30 @@ def test_whoever_is_killed_the_run_goes_on_or_ends_with_nothing_left(supervisor,
     run = run_create(user=alice, config=load(SERVED))
     run_launch(run=run, user=alice)
 
-    def beyond(step: int) -> bool:
-        run.refresh_from_db()
-        assert run.state in ("queued", "starting", "running"), f"{run.failure}\n{run.failure_log}"
-        return run.state == "running" and run.step >= step
+    def goes_on(tending: Supervisor) -> None:
+        """Tend the run until it has taken three more steps."""
+        wanted = run.step + 3
 
-    until(supervisor, lambda: beyond(2), seconds=150)
+        def there() -> bool:
+            run.refresh_from_db()
+            assert run.state in ("queued", "starting", "running"), f"{run.failure}\n{run.failure_log}"
+            return run.state == "running" and run.step >= wanted
+
+        until(tending, there, seconds=150)
+
+    goes_on(supervisor)
     launcher = Launcher(load(run.config), run.folder)
     first = launcher.card()
     assert os.getsid(first.pid) == first.pid, "a session of its own"
     assert process.find(run).pid == run.pid, "the server is not taken for the trainer"
 
     os.kill(first.pid, signal.SIGKILL)  # the server: the trainer starts another and asks again
-    until(supervisor, lambda: beyond(run.step + 3), seconds=150)
+    goes_on(supervisor)
     assert "is lost" in run.folder.log.read_text()
     assert not psutil.pid_exists(first.pid), "reaped"
 
     successor = Supervisor("w1", slots=2)  # the worker: its successor finds the run
-    until(successor, lambda: beyond(run.step + 2), seconds=60)
+    goes_on(successor)
 
     second = launcher.card()
     os.kill(run.pid, signal.SIGKILL)  # the trainer: the attempt ends, and its server with it

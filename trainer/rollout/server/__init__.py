@@ -9,6 +9,7 @@ host.py       the server: sessions, jobs, life and end
 client.py     one authenticated connection of a trainer
 weights.py    weights on their way through a folder
 broadcast.py  weights on their way through memory
+heard.py      what comes while a server generates, on its way to whoever watches
 launcher.py   the server process that belongs to a run
 engine.py     the Engine that the trainer uses
 """

@@ -72,7 +72,7 @@ def _serve(options: argparse.Namespace) -> None:
     )
     signal.signal(signal.SIGTERM, lambda *_: server.end("SIGTERM"))
     host, port = listener.getsockname()[:2]
-    print(f"serving {config.model.source} with {config.sampling.engine} on {host}:{port}", flush=True)
+    print(f"serving {config.model.source} with {config.sampling.engine} on {host}:{port}, token in {file}", flush=True)
     if options.card:
         Card(pid=os.getpid(), address=f"{host}:{port}").write(options.card)
     server.serve(listener)

@@ -1,20 +1,23 @@
 """Launcher: the server process that belongs to a run, from its start to its end.
 
-The trainer's main process starts it in a session of its own, output to `server.log` in the run folder, and ends it with
-the run. A trainer that is killed leaves it without a client: it ends by itself after LINGER seconds, and a trainer that
-comes back earlier finds it through `server/card.json`. The environment marks it as part of the attempt, so a worker
-that ends an attempt finds it too.
+The trainer starts it in a session of its own, output to `server.log` in the run folder, and ends it with the attempt.
+A trainer that is killed leaves it without a client: it ends by itself after LINGER seconds, and a trainer that comes
+back earlier finds it through `server/card.json`. The environment marks it as part of the attempt, so a worker that ends
+an attempt finds it too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -101,27 +104,37 @@ class Launcher:
             f"{self._log}, or raise sampling.server.start_timeout"
         )
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let one process of the run at a time look for a server and start one."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with open(self.home / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
+            yield
+
     def end(self, pid: int | None = None) -> None:
-        """Wait for a server that was asked to end, then kill it; `pid` is that of one which another attempt started."""
+        """Wait for a server that was asked to end, then kill it: the one started here, and that of another process."""
         deadline = time.monotonic() + GRACE
         while self._lives(pid) and time.monotonic() < deadline:
             time.sleep(LOOK)
-        if self.process is None and pid and self._lives(pid):
-            _kill_group(pid)
+        self.kill(pid if self._lives(pid) else None)
         self.kill()
-        self.card_file.unlink(missing_ok=True)
+        if pid:
+            self.card_file.unlink(missing_ok=True)
 
-    def kill(self) -> None:
-        """Kill the server that was started here with all it started itself, and reap it."""
-        if self.process is not None:
+    def kill(self, pid: int | None = None) -> None:
+        """Kill a server with all it started itself: the one started here, and reap it, or another process's."""
+        if self.process is not None and pid in (None, self.process.pid):
             _kill_group(self.process.pid)
             self.process.wait()
             self.process = None
+        elif pid:
+            _kill_group(pid)
 
     def _lives(self, pid: int | None) -> bool:
-        if self.process is not None:
-            return self.process.poll() is None
-        return bool(pid) and Path(f"/proc/{pid}").exists()
+        if self.process is not None and self.process.poll() is None:
+            return True
+        return pid is not None and Path(f"/proc/{pid}/exe").exists()  # what is dead and not reaped has none
 
     @property
     def _log(self) -> str:

@@ -44,11 +44,16 @@ def weights_of(policy: Policy) -> dict[str, Tensor]:
     return unique(policy.placement.state_dict(policy.lm) or policy.lm.state_dict())
 
 
+def place(home: Path, version: int) -> Path:
+    """Return the folder of a version."""
+    return home / f"version-{version:08d}"
+
+
 def write(home: Path, version: int, tensors: Mapping[str, Tensor]) -> Path:
     """Write a version under `home` and return its folder; older versions go. On a full disk raises ResourceError."""
     from safetensors.torch import save_file
 
-    target = home / f"version-{version:08d}"
+    target = place(home, version)
     temporary = home / f".tmp-{target.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
