@@ -51,7 +51,7 @@ class Chunk {
   constructor(owner, from, to) {
     Object.assign(this, { owner, from, to, near: false, ranges: [] });
     this.element = document.createElement("span");
-    this.element.className = "tokens-chunk";
+    this.element.className = owner.growing ? "tokens-chunk is-growing" : "tokens-chunk";
     this.element.heatmapChunk = this;
     this.node = document.createTextNode("");
     this.element.append(this.node);
@@ -119,9 +119,9 @@ class Chunk {
 
 /** A completion's text in `element`; `columns` are typed arrays, or growing arrays while it is generated. */
 export class TokenText {
-  constructor(element, mode) {
+  constructor(element, mode, { growing = false } = {}) {
     install();
-    Object.assign(this, { element, mode, chunks: [], shown: "", starts: [0], columns: {}, count: 0, forks: null });
+    Object.assign(this, { element, mode, growing, chunks: [], shown: "", starts: [0], columns: {}, count: 0, forks: null });
     element.classList.add("tokens");
     element.tokenText = this;
   }

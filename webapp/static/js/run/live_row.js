@@ -71,7 +71,7 @@ export class LiveRow {
   begin() {
     this.text?.destroy();
     this.body.replaceChildren();
-    this.text = new TokenText(this.body, this.mode);
+    this.text = new TokenText(this.body, this.mode, { growing: true });
     this.text.first = this.lost + (this.about.prefix_tokens ?? 0);
     this.fresh = [...this.pieces, ...(this.ended ? [{ tail: String(this.ended.tail ?? "") }] : [])];
     if (this.lost) this.gap(this.lost);

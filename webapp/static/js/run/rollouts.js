@@ -10,7 +10,7 @@ import { MODES } from "./scale.js";
 import { TreeView } from "./tree_view.js";
 import * as url from "./url_state.js";
 
-const BATCH = 24, BATCH_TOKENS = 12_000, FOLLOW = 1000, CACHED = 6;
+const BATCH = 24, BATCH_TOKENS = 12_000, FOLLOW = 1000, FOLLOW_SHARE = 10, CACHED = 6;
 const SORTS = { sample: null, reward: (r) => r.reward ?? -Infinity, entropy: (r) => r.meanEntropy, length: (r) => r.tokens };
 const FILTERS = { all: () => true, right: (r) => r.right, wrong: (r) => !r.right, cut: (r) => r.finish_reason === "length" };
 
@@ -98,10 +98,14 @@ export class Reader {
   /** Follow at a pace that can be read, and only where somebody looks. */
   followSoon() {
     if (this.following || this.hidden || document.hidden) return;
-    this.following = setTimeout(() => {
+    // Where drawing is dear, so is each step that nobody has the time to read.
+    this.following = setTimeout(async () => {
+      const began = performance.now();
+      if (this.follow) await this.show(this.steps.at(-1));
+      this.cost = performance.now() - began;
       this.following = null;
-      if (this.follow) this.show(this.steps.at(-1));
-    }, FOLLOW);
+      if (this.follow && this.step !== this.steps.at(-1)?.step) this.followSoon();
+    }, Math.max(FOLLOW, FOLLOW_SHARE * (this.cost ?? 0)));
   }
 
   setFollow(follow) {
