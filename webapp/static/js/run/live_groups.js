@@ -75,6 +75,7 @@ export class LiveGroups {
         this.entries.delete(group);
       }
       this.search.hidden = this.known.size < SEARCHED;
+      this.mark();
     });
   }
 
