@@ -38,7 +38,7 @@ def test_a_server_killed_in_the_middle_is_started_again_and_gives_the_same(tmp_p
     found = ServerEngine(config, moved, World(cpu=True), make(tmp_path, config))
     try:
         found.sync_weights(5)
-        asked = [replace(one, max_new=60) for one in requests(6)]
+        asked = [replace(one, max_new=48) for one in requests(6)]
         first, heard = found.client.welcome["pid"], {}
 
         def kill_once(chunks) -> None:

@@ -14,7 +14,7 @@ from tests.trainer.runs import small
 from tests.trainer.server.serving import engine, move, policy, requests, served
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.rollout.hf import HfEngine
-from trainer.rollout.server import frame, host, secret
+from trainer.rollout.server import frame, host, job, secret
 from trainer.rollout.server.backend import HfBackend
 from trainer.rollout.server.client import Client
 from trainer.rollout.server.frame import HEAD, MAGIC, Frame
@@ -78,9 +78,19 @@ def test_a_server_generates_what_the_trainer_itself_would(trained):
     assert found.caps.exact_entropy
 
 
+def test_what_is_too_much_for_a_message_comes_in_parts(trained, monkeypatch):
+    _, found, _ = trained
+    asked = requests(7)
+    whole = found.run(asked)
+    for tokens in (1, 20):
+        monkeypatch.setattr(job, "PART_TOKENS", tokens)
+        assert found.run(asked) == whole
+    assert found.run([]) == []
+
+
 def test_watchers_hear_what_they_want_to(trained):
     _, found, _ = trained
-    asked = [replace(one, max_new=64) for one in requests(6)]
+    asked = [replace(one, max_new=48) for one in requests(6)]
     watching, counts = Watching({asked[0].id}, asked[1].id), []
     done = found.run(asked, watching, lambda *figures: counts.append(figures))
     assert watching.heard[asked[0].id] == done[0].ids
@@ -175,30 +185,36 @@ def test_a_sleeping_server_generates_nothing_until_it_has_weights_again(trained)
     assert found.run(asked) == before
 
 
-def test_a_run_that_is_called_off_ends_at_once_and_the_server_goes_on(trained):
-    _, found, server = trained
-    further = connected(found)
-    endless = [replace(one, max_new=100_000) for one in requests(2)]
-    server.backend.stop_at([])  # so that nothing ends by itself
-    begun = threading.Event()
-    header, columns = pack_requests(endless)
+@pytest.fixture
+def endless(trained, monkeypatch):
+    """A run that takes minutes: thousands of completions that do not end by themselves, one after the other."""
+    _, _, server = trained
+    monkeypatch.setattr(server.backend.engine, "rows", 1)
+    server.backend.stop_at([])
+    one = requests(1, longest=48)[0]
+    return pack_requests([replace(one, id=index, seed=index) for index in range(3000)])
+
+
+def test_a_run_that_is_called_off_ends_at_once_and_the_server_goes_on(trained, endless):
+    _, found, _ = trained
+    further, begun = connected(found), threading.Event()
+    header, columns = endless
     threading.Thread(target=lambda: (begun.wait(), further.abort())).start()
     with pytest.raises(Aborted):
         further.call("run", {"version": 3, **header}, columns, lambda frame: begun.set())
     further.close()
-    assert len(found.run([replace(one, max_new=3) for one in requests(2)])) == 2
+    assert len(found.run(requests(2, longest=3))) == 2
 
 
-def test_a_client_that_leaves_takes_its_work_along(trained):
+def test_a_client_that_leaves_takes_its_work_along(trained, endless):
     _, found, server = trained
     further = connected(found)
-    server.backend.stop_at([])
-    header, columns = pack_requests([replace(one, max_new=100_000) for one in requests(2)])
+    header, columns = endless
     further.link.send({"type": "run", "call": 1, "version": 3, **header}, columns)
     further.link.receive(30)  # it is at work
     further.close()
-    assert len(found.run([replace(one, max_new=3) for one in requests(2)])) == 2
-    assert not [job for job in server.pending if job.requests[0].max_new > 3]
+    assert len(found.run(requests(2, longest=3))) == 2
+    assert not [job for job in server.pending if len(job.requests) > 2]
 
 
 def test_a_wrong_token_is_refused_and_not_given_away(trained, tmp_path):
@@ -311,22 +327,24 @@ def test_a_hung_engine_is_noticed(trained, monkeypatch):
 def test_a_server_without_a_trainer_ends_by_itself(tmp_path, backend, monkeypatch):
     monkeypatch.setenv(secret.VARIABLE, str(tmp_path / "token"))
     monkeypatch.setattr(host, "BEAT", 0.05)
-    with served(tmp_path, backend, linger=0.3) as (server, address):
-        found = engine(tmp_path, policy(), address)
-        assert not server._ended.wait(1.0)  # one trainer is there, however silent
+    trainers = policy()
+    with served(tmp_path, backend, linger=2) as (server, address):
+        found = engine(tmp_path, trainers, address)
+        assert not server._ended.wait(3)  # one trainer is there, however silent
         found.close()
         assert server._ended.wait(20)
 
 
-def test_an_engine_that_breaks_takes_its_server_along_and_says_why(trained, monkeypatch):
+def test_an_engine_that_breaks_takes_its_server_along_and_says_why(trained, monkeypatch, capsys):
     _, found, server = trained
 
     def broken(*_) -> None:
         raise ValueError("device-side assert")
 
     monkeypatch.setattr(server.backend, "run", broken)
-    with pytest.raises(ResourceError, match=r"is lost \(its engine broke: ValueError: device-side assert\)"):
+    with pytest.raises(ResourceError, match=r"the rollout server .* lost .* resume the run"):
         found.run(requests(1))
+    assert "is lost: its engine broke: ValueError: device-side assert" in capsys.readouterr().out
     assert server._ended.wait(20)
 
 

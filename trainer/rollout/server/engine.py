@@ -71,11 +71,11 @@ class ServerEngine:
     ) -> list[Generation]:
         """Return one Generation for each request, in order; raises ResourceError where the server is lost for good."""
         heard = Heard(on_chunk, on_progress)
-        return unpack_generations(self._insisting(lambda: self._ask("run", requests, heard)))
+        return self._insisting(lambda: self._ask("run", requests, heard))
 
     def score(self, requests: Sequence[GenRequest]) -> list[Generation]:
         """Return the server's statistics of the prefix tokens of each request."""
-        return unpack_generations(self._insisting(lambda: self._ask("score", requests)))
+        return self._insisting(lambda: self._ask("score", requests))
 
     def sync_weights(self, version: int) -> bool:
         """Send the policy's weights unless the server has them, and return whether they were sent.
@@ -193,6 +193,8 @@ class ServerEngine:
     def _revive(self, lost: Gone, *, loads: bool) -> None:
         """Get a connection to a living server with the weights of this version."""
         print(f"the rollout server at {self.client.address} is lost: {lost}", flush=True)
+        if self.launcher is not None:
+            print(self.launcher.last_words(), flush=True)
         again = loads and self.version is not None
         if again and self.settings.weights == "broadcast":  # what was in memory is being learned by now
             raise ResourceError(
@@ -251,10 +253,20 @@ class ServerEngine:
             return "start it again (python -m trainer.rollout.server) and resume the run"
         return f"{self.folder.server_log.name} in the run folder says more; resume the run"
 
-    def _ask(self, type: str, requests: Sequence[GenRequest], heard: Heard | None = None) -> Frame:
+    def _ask(self, type: str, requests: Sequence[GenRequest], heard: Heard | None = None) -> list[Generation]:
+        """Return what the server made of requests; many come in parts."""
+        found: list[Generation] = []
+
+        def take(frame: Frame) -> None:
+            if frame.type == "part":
+                found.extend(unpack_generations(frame))
+            elif heard:
+                heard(frame)
+
         fields, columns = pack_requests(requests)
         wishes = {}
         if heard:
             heard.want = self.client.want
             wishes = {"wanted": heard.wishes()}
-        return self.client.call(type, {"version": self.version, **wishes, **fields}, columns, heard)
+        last = self.client.call(type, {"version": self.version, **wishes, **fields}, columns, take)
+        return found + unpack_generations(last)

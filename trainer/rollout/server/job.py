@@ -17,6 +17,7 @@ from trainer.rollout.server.messages import pack_chunks, pack_generations
 if TYPE_CHECKING:
     from trainer.rollout.server.session import Session
 
+PART_TOKENS = 1 << 20  # in one message of generations, which may carry a hundred bytes for each
 PROGRESS_SECONDS = 0.1  # between two messages that say how far a run has come
 
 
@@ -114,9 +115,25 @@ class Batch:
                 for one, (owner, mine) in zip(generations, self.owners, strict=True)
                 if owner is job
             ]
-            job.answer("done", own)
+            *parts, last = _parts(own)
+            for part in parts:
+                job.answer("part", part)
+            job.answer("done", last)
 
     def _go_on(self) -> None:
         self.moved()
         if all(job.dropped for job in self.jobs):
             raise Aborted
+
+
+def _parts(generations: Sequence[Generation]) -> list[list[Generation]]:
+    """Return generations in order, cut into what fits a message; at least one part, which may be empty."""
+    parts: list[list[Generation]] = [[]]
+    tokens = 0
+    for one in generations:
+        tokens += len(one.ids)
+        if tokens > PART_TOKENS and parts[-1]:
+            parts.append([])
+            tokens = len(one.ids)
+        parts[-1].append(one)
+    return parts

@@ -30,6 +30,7 @@ from trainer.rollout.server import secret
 
 LINGER = 120.0  # seconds without a trainer after which the server of a run ends by itself
 GRACE = 15.0  # seconds to end when asked to
+LAST_WORDS = 2048  # bytes
 LOOK = 0.05  # seconds between looks at the card
 PART = "ISENTROPE_PART"  # tells a worker that this process of an attempt is not its trainer
 DISTRIBUTED = re.compile(
@@ -103,6 +104,13 @@ class Launcher:
             f"the rollout server did not start within {self.config.sampling.server.start_timeout:g} seconds; see "
             f"{self._log}, or raise sampling.server.start_timeout"
         )
+
+    def last_words(self) -> str:
+        """Return the end of the server's output, for the trainer's log: pages show no other."""
+        with contextlib.suppress(OSError), self.folder.server_log.open("rb") as log:
+            log.seek(max(0, self.folder.server_log.stat().st_size - LAST_WORDS))
+            return "\n".join(f"| {line}" for line in log.read().decode("utf-8", "replace").splitlines()[-8:])
+        return ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
