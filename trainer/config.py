@@ -281,7 +281,11 @@ class RecordingConfig(Settings):
         256, help="Completions recorded of a batch, whole groups first come first.", unit="samples", ge=1, le=100_000
     )
     live_samples: int = setting(
-        16, help="Completions streamed token by token while they are generated.", unit="samples", ge=0, le=256
+        16,
+        help="Completions streamed token by token while they are generated, and of each prompt that a viewer picks.",
+        unit="samples",
+        ge=0,
+        le=256,
     )
 
 
