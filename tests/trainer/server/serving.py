@@ -25,11 +25,11 @@ from trainer.rollout.server.weights import digest
 
 
 @contextmanager
-def served(root: Path, backend: HfBackend, **changes: Any) -> Iterator[tuple[Server, str]]:
+def served(root: Path, backend: HfBackend, port: int = 0, **changes: Any) -> Iterator[tuple[Server, str]]:
     """Serve in a thread; yields the server and its address. Its token lies in `root/token`."""
     token = secret.make(root / "token")
     model = digest(resolve(small().model.source).path)
-    server, listener = Server(backend, "hf", token, model, [root], **changes), listen("127.0.0.1", 0)
+    server, listener = Server(backend, "hf", token, model, [root], **changes), listen("127.0.0.1", port)
     thread = threading.Thread(target=server.serve, args=(listener,))
     thread.start()
     try:

@@ -14,6 +14,7 @@ from tests.trainer.runs import small
 from tests.trainer.server.serving import engine, move, policy, requests, served
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.rollout.hf import HfEngine
+from trainer.rollout.server import engine as engines
 from trainer.rollout.server import frame, host, job, secret
 from trainer.rollout.server.backend import HfBackend
 from trainer.rollout.server.client import Client
@@ -342,10 +343,30 @@ def test_an_engine_that_breaks_takes_its_server_along_and_says_why(trained, monk
         raise ValueError("device-side assert")
 
     monkeypatch.setattr(server.backend, "run", broken)
+    monkeypatch.setattr(engines, "PATIENCE", 2.0)
     with pytest.raises(ResourceError, match=r"the rollout server .* lost .* resume the run"):
         found.run(requests(1))
     assert "is lost: its engine broke: ValueError: device-side assert" in capsys.readouterr().out
     assert server._ended.wait(20)
+
+
+def test_somebody_elses_server_may_come_back(tmp_path, backend, monkeypatch):
+    """Nothing is lost but time: the new one is given the weights and asked again."""
+    monkeypatch.setenv(secret.VARIABLE, str(tmp_path / "token"))
+    moved, asked = policy(), requests(3)
+    with served(tmp_path, backend) as (_, address):
+        found = engine(tmp_path, moved, address)
+        found.sync_weights(2)
+        before = found.run(asked)
+    token = (tmp_path / "token").read_text()
+    port = int(address.rpartition(":")[2])
+    with served(tmp_path, backend, port=port) as (server, _):
+        (tmp_path / "token").write_text(token)
+        server.token = token
+        assert server.version is None
+        assert found.run(asked) == before
+        assert (server.version, found.restarts) == (2, 1)
+        found.close()
 
 
 def test_nobody_at_the_address_is_said_with_the_fix(tmp_path, monkeypatch):

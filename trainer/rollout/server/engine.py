@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from trainer.rollout.server.broadcast import Broadcast
 
 T = TypeVar("T")
+PATIENCE = 60.0  # seconds for somebody else's server to come back
+LOOK = 0.5  # seconds between looks for it
 PROBED = 32  # tokens of the text that both sides score
 
 
@@ -216,7 +219,7 @@ class ServerEngine:
         `lost` is the connection that there was. Whichever process of the run comes first does what is to be done.
         """
         if self.launcher is None:
-            return self._with_weights(self._foreign(), version)
+            return self._with_weights(self._foreign(PATIENCE if lost else 0.0), version)
         with self.launcher.lock():
             card = self.launcher.card()
             if lost and card and card.address == lost.address:
@@ -224,9 +227,16 @@ class ServerEngine:
                 card = None
             return self._with_weights(self._left(card) or self._started(), version)
 
-    def _foreign(self) -> Client:
-        """Connect to a server that somebody else runs."""
-        return self._client(self.settings.address, secret.read(secret.declared()))
+    def _foreign(self, patience: float) -> Client:
+        """Connect to a server that somebody else runs, and may start again within so many seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._client(self.settings.address, secret.read(secret.declared()))
+            except Gone:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(LOOK)
 
     def _left(self, card: Card | None) -> Client | None:
         """Connect to a server of this run that is there already: of another process, or left by an attempt before."""
