@@ -39,9 +39,9 @@ def served(root: Path, backend: HfBackend, port: int = 0, **changes: Any) -> Ite
         thread.join()
 
 
-def policy() -> Policy:
+def policy(**model: Any) -> Policy:
     """Return a policy whose weights are nobody else's."""
-    config = small().model
+    config = small(model=model).model
     found = Policy(resolve(config.source).path, config, torch.device("cpu"))
     found.budget = 4096
     return found

@@ -151,6 +151,21 @@ def test_weights_arrive_whole_and_tied_ones_once(tmp_path, backend, monkeypatch,
     assert left == (["version-00000001"] if how == "folder" else [])
 
 
+def test_adapters_arrive_merged(tmp_path, backend, monkeypatch):
+    monkeypatch.setenv(secret.VARIABLE, str(tmp_path / "token"))
+    adapted = policy(lora={"enabled": True, "rank": 4})
+    with torch.no_grad():
+        for parameter in adapted.parameters:  # the second matrix of an adapter begins at zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    with served(tmp_path, backend) as (_, address):
+        found = engine(tmp_path, adapted, address)
+        found.sync_weights(0)
+        assert found.probe() < 1e-4
+        with adapted.base():
+            assert found.probe() > 1e-2, "without its adapters the policy is another"
+        found.close()
+
+
 def test_weights_of_another_shape_or_name_are_refused_and_nothing_is_generated_with_them(trained, monkeypatch):
     from trainer.rollout.server import weights
 
