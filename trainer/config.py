@@ -192,7 +192,9 @@ class SamplingConfig(Settings):
         "models and long completions, given the new weights before every step. Both give exact entropy.",
         advanced=True,
     )
-    vllm: VllmConfig = setting(VllmConfig(), help="How vLLM runs.", show_if={"engine": "vllm"}, advanced=True)
+    vllm: VllmConfig = setting(
+        VllmConfig(), title="vLLM", help="How vLLM runs.", show_if={"engine": "vllm"}, advanced=True
+    )
     server: ServerConfig = setting(ServerConfig(), help="Generation in a process of its own.")
     staleness: int = setting(
         0,

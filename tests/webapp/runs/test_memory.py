@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.html import escape
 
 from trainer.config import load
-from trainer.memory import advice, plan
+from trainer.memory import LABELS, advice, plan
 from trainer.models import inspect
 from webapp.runs import checks
 from webapp.runs.forms import RunForm
@@ -109,3 +109,11 @@ def test_events_of_strangers_draw_nothing(login, alice):
     event.data = {"memory": {"update": {"weights": "<script>"}}}
     event.save()
     assert after_launch(run) is None
+
+
+def test_every_part_has_a_colour_in_both_themes(settings):
+    style = (settings.BASE_DIR / "webapp/static/css/memory.css").read_text("utf-8")
+    light, _, dark = style.partition('[data-bs-theme="dark"]')
+    for name in LABELS:
+        assert f".part-{name} {{ --part:" in light, name
+        assert f".part-{name} {{ --part:" in dark, name
