@@ -167,15 +167,11 @@ def test_adapters_arrive_merged(tmp_path, backend, monkeypatch):
 
 
 def test_weights_of_another_shape_or_name_are_refused_and_nothing_is_generated_with_them(trained, monkeypatch):
-    from trainer.rollout.server import weights
+    from trainer.rollout import weights
 
     _, found, server = trained
-    honest = weights.weights_of
-
-    def partial(whole):
-        return dict(list(honest(whole).items())[:-1])
-
-    monkeypatch.setattr(weights, "weights_of", partial)
+    honest = weights.weights
+    monkeypatch.setattr(weights, "weights", lambda policy: list(honest(policy))[:-1])
     with pytest.raises(RunFailed, match="1 weights were not sent"):
         found.sync_weights(4)
     assert server.version is None

@@ -27,7 +27,7 @@ from trainer.rollout.modifiers import ForkTemperature, UniformChoice, Vocabulary
 from trainer.rollout.vllm import driver as driving
 from trainer.rollout.vllm import native
 from trainer.rollout.vllm.engine import VllmEngine
-from trainer.rollout.vllm.weights import weights
+from trainer.rollout.weights import weights
 from trainer.statistics import MOMENTS
 from trainer.sync import Sync
 

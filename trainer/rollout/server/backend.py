@@ -94,7 +94,7 @@ class HfBackend:
 
     def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy the weights into place; what the model shares among modules is sent once."""
-        from trainer.rollout.server.weights import unique
+        from trainer.rollout.weights import unique
 
         self.policy.lm.to(self.device)
         own, loaded = unique(self.policy.lm.state_dict()), []

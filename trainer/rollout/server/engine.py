@@ -150,9 +150,10 @@ class ServerEngine:
     # -- weights --------------------------------------------------------------------------------------------------
 
     def _send(self, version: int) -> None:
-        from trainer.rollout.server.weights import weights_of, write
+        from trainer.rollout.server.weights import write
+        from trainer.rollout.weights import weights
 
-        tensors = weights_of(self.policy)
+        tensors = dict(weights(self.policy))
         if self.settings.weights == "folder":
             write(self.folder.server / "weights", version, tensors)
             self._insisting(lambda: self._load(self.client, version), loads=False)

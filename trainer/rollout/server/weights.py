@@ -21,27 +21,8 @@ from trainer.stream import disk_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.policy import Policy
-
 FILE_BYTES = 2 << 30  # of one file: how much is in memory twice while it is written
 LONGEST_HEADER = 100 << 20  # bytes, as safetensors itself allows
-
-
-def unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state, those that share memory once, under their first name."""
-    found: dict[Any, str] = {}
-    for name, tensor in state.items():
-        found.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
-    return {name: state[name].detach() for name in found.values()}
-
-
-def weights_of(policy: Policy) -> dict[str, Tensor]:
-    """Return what a server needs of a policy, adapters merged; inside `policy.gathered()`."""
-    from trainer.checkpoint import merged
-
-    if policy.adapted is not None:
-        return unique(merged(policy))
-    return unique(policy.placement.state_dict(policy.lm) or policy.lm.state_dict())
 
 
 def place(home: Path, version: int) -> Path:

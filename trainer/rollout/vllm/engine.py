@@ -15,7 +15,7 @@ from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
 from trainer.rollout.vllm.driver import Driver
 from trainer.rollout.vllm.start import several
-from trainer.rollout.vllm.weights import weights
+from trainer.rollout.weights import weights
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

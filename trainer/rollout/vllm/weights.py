@@ -1,39 +1,14 @@
-"""A policy's weights under their names, and into a running model of vLLM's."""
+"""A policy's weights into a running model of vLLM's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trainer.errors import RunFailed
 from trainer.rollout.vllm.start import Core
-
-if TYPE_CHECKING:
-    from trainer.policy import Policy
-
-
-@torch.no_grad()
-def weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight of a policy under the base model's name, adapters merged; inside `policy.gathered()`.
-
-    What modules share comes once. Only one merged tensor exists at a time, and the policy's own are left alone.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = {name: module for name, module in policy.lm.named_modules() if isinstance(module, BaseTunerLayer)}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in (policy.placement.state_dict(policy.lm) or policy.lm.state_dict()).items():
-        if ".lora_" in name or (tensor.data_ptr(), tensor.shape) in seen:
-            continue
-        seen.add((tensor.data_ptr(), tensor.shape))
-        tensor = tensor.detach()
-        module = adapted.get(name.removesuffix(".base_layer.weight"))
-        if module is not None and name.endswith(".base_layer.weight"):
-            tensor = tensor + module.get_delta_weight("default").to(tensor)  # type: ignore[attr-defined]
-        yield name.replace(".base_layer.", "."), tensor
 
 
 @torch.no_grad()
