@@ -12,7 +12,7 @@ const PREFIX = 400; // characters shown of what a fork took over
 export class LiveRow {
   /** `about` is the payload of its PROMPT frame, `parent` the row that it forks off. */
   constructor(about, parent) {
-    Object.assign(this, { about, parent, pieces: [], fresh: [], kept: 0, next: about.prefix_tokens ?? 0, sum: 0, count: 0, lost: 0, ended: null });
+    Object.assign(this, { about, parent, pieces: [], fresh: [], waiting: 0, kept: 0, next: about.prefix_tokens ?? 0, sum: 0, count: 0, lost: 0, ended: null });
     this.depth = parent ? parent.depth + 1 : 0;
   }
 
@@ -30,6 +30,8 @@ export class LiveRow {
   keep(piece) {
     this.pieces.push(piece);
     this.fresh.push(piece);
+    this.waiting += piece.count ?? 0;
+    if (this.waiting > RING) this.fresh.length = 0; // too many for one paint: the text begins anew, from the ring
     this.kept += piece.count ?? 0;
     while (this.kept > RING && this.pieces.length > 1) this.drop(this.pieces.shift());
   }
@@ -74,6 +76,7 @@ export class LiveRow {
     this.text = new TokenText(this.body, this.mode, { growing: true });
     this.text.first = this.lost + (this.about.prefix_tokens ?? 0);
     this.fresh = [...this.pieces, ...(this.ended ? [{ tail: String(this.ended.tail ?? "") }] : [])];
+    this.waiting = this.kept;
     if (this.lost) this.gap(this.lost);
   }
 
@@ -85,9 +88,9 @@ export class LiveRow {
 
   /** Put what came since the last paint on the page. */
   flush() {
-    if (!this.element) { this.fresh = []; return; }
-    if (!this.fresh.length) return;
-    if (this.text.count > 2 * RING) this.begin();
+    if (!this.element) { [this.fresh, this.waiting] = [[], 0]; return; }
+    if (!this.fresh.length && !this.waiting) return;
+    if (this.waiting > RING || this.text.count > 2 * RING) this.begin();
     let run = [];
     const write = () => { if (run.length) this.text.append(joined(run)); run = []; };
     for (const { payload, gap, tail } of this.fresh) {
@@ -97,7 +100,7 @@ export class LiveRow {
       else this.finish(tail);
     }
     write();
-    this.fresh = [];
+    [this.fresh, this.waiting] = [[], 0];
     this.say();
   }
 
