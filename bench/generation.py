@@ -137,7 +137,7 @@ def measure(case: Case, policy: Policy, rounds: int, clock: Callable[[], float])
 
 def beside_vllm(case: Case, policy: Policy, rounds: int, clock: Callable[[], float]) -> list[str]:
     """Return one row of the other table: tokens per second of both engines, their ratio, seconds to start and sync."""
-    from trainer.config import SamplingConfig, VllmConfig
+    from trainer.rollout.settings import SamplingConfig, VllmConfig
     from trainer.rollout.vllm.engine import VllmEngine
 
     began = time.perf_counter()

@@ -21,8 +21,8 @@ from trainer.rollout.base import (
 )
 
 if TYPE_CHECKING:
-    from trainer.config import SamplingConfig
     from trainer.policy import Policy
+    from trainer.rollout.settings import SamplingConfig
 
 __all__ = [
     "Caps",
@@ -45,7 +45,7 @@ __all__ = [
 def engine(name: str, policy: Policy, sampling: SamplingConfig | None = None) -> Engine:
     """Return the engine called `name` (sampling.engine) over a policy; raises ConfigError or ResourceError."""
     if name == "vllm":
-        from trainer.config import SamplingConfig
+        from trainer.rollout.settings import SamplingConfig
         from trainer.rollout.vllm.engine import VllmEngine
 
         return VllmEngine(policy, sampling or SamplingConfig())

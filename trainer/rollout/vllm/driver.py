@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from trainer.budgets import DRAWN_BYTES
-from trainer.config import VllmConfig
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.rollout.base import Caps, Generation, GenRequest, SamplerSpec, TapSpec
 from trainer.rollout.hf import TOPK_MAX
 from trainer.rollout.ledger import Ledger, OnChunk, OnProgress
 from trainer.rollout.randomness import uniforms
 from trainer.rollout.sampling import Samplers
+from trainer.rollout.settings import VllmConfig
 from trainer.rollout.vllm import native, weights
 from trainer.rollout.vllm.native import BoundsLedger
 from trainer.rollout.vllm.selftest import truthful

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.config import SamplingConfig
 from trainer.errors import ResourceError, RunFailed, TrainerError
 from trainer.policy import Policy, Trajectory
 from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
+from trainer.rollout.settings import SamplingConfig
 from trainer.rollout.vllm.driver import Driver
 from trainer.rollout.vllm.start import several
 from trainer.rollout.weights import weights

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.config import VllmConfig
 from trainer.errors import ConfigError, ResourceError, TrainerError
+from trainer.rollout.settings import VllmConfig
 from trainer.rollout.vllm.forecast import INSTALL
 
 FIELD = "sampling.engine"
