@@ -67,6 +67,8 @@ MODELS_ROOT = ISENTROPE_HOME / "models"
 MODEL_ROOTS = [MODELS_ROOT, *env_paths("ISENTROPE_MODEL_ROOTS")]
 DATASET_ROOTS = [DATASETS_ROOT, *env_paths("ISENTROPE_DATASET_ROOTS")]
 LOGS_ROOT = ISENTROPE_HOME / "logs"
+# Rollout servers of other machines that runs may name, HOST or HOST:PORT each; those of this machine always may.
+SERVER_HOSTS = env_list("ISENTROPE_SERVER_HOSTS")
 
 
 def secret_key() -> str:

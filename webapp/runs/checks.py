@@ -25,6 +25,7 @@ from trainer.model_files import ModelInfo
 from trainer.preflight import Preflight, Problem, RewardTrial
 from trainer.roots import locate
 from webapp.catalog.models import Dataset
+from webapp.runs import server_hosts
 from webapp.runs.models import Gpu
 
 DEEP_SECONDS = 20.0
@@ -80,6 +81,8 @@ def quick(config: RunConfig) -> Checked:
     if wanted > present:
         advice = f"ask for {present} or fewer" if present else "set 0 to run on the CPU"
         checked.problems["resources.gpus"] = f"{wanted} GPUs are asked for and the lab has {present}; {advice}."
+    if why := server_hosts.refusal(config.sampling.model_dump()):
+        checked.problems[server_hosts.FIELD] = why
     checked.problems |= _data(config)
     return checked
 

@@ -1,4 +1,4 @@
-"""The end of trainer.log, clean enough to show: whole lines, no escape sequences, no secrets."""
+"""The end of a log (trainer.log, server.log), clean enough to show: whole lines, no escape sequences, no secrets."""
 
 from __future__ import annotations
 

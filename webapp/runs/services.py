@@ -19,7 +19,7 @@ from django.utils import timezone
 from trainer.config import RunConfig, leased_gpus
 from webapp import queue
 from webapp.accounts.models import User
-from webapp.runs import live
+from webapp.runs import live, server_hosts
 from webapp.runs.files import folder_bytes, write_atomically
 from webapp.runs.models import ENDED, Request, Run, State, Sweep, new_id
 
@@ -221,6 +221,9 @@ def _lock(run: Run, user: User) -> Run:
 
 
 def _enqueue(run: Run, *also: str) -> None:
+    """Put the run into the queue; a draft or an ended run may name a server that is not allowed, or no longer."""
+    if why := server_hosts.refusal(run.config.get("sampling", {})):
+        raise ValidationError({server_hosts.FIELD: f"{server_hosts.FIELD}: {why}"})
     run.state, run.queued_at, run.waiting_reason = State.QUEUED, timezone.now(), ""
     run.save(update_fields=["state", "queued_at", "waiting_reason", *also])
 

@@ -86,6 +86,7 @@ def detail(request: Request, run_id: str) -> HttpResponse:
         "changes": config_text.differences(run),
         "memory": after_launch(run),
         "computing": story.computing(run),
+        "rollout_server": run.config.get("sampling", {}).get("server", {}),
     }
     return render(request, "runs/run_detail.html", context)
 
@@ -170,12 +171,15 @@ def rollout(request: Request, run_id: str, step: int) -> HttpResponse:
 
 @require_GET
 def log(request: Request, run_id: str) -> HttpResponse:
-    """Answer with the end of the log, or what follows `offset`; the next offset is in the headers."""
+    """Answer with the end of a log (`of`: trainer or server), or what follows `offset`; the next is in the headers."""
     run = run_for(request, run_id)
-    offset = request.GET.get("offset")
+    offset, of = request.GET.get("offset"), request.GET.get("of", "trainer")
+    logs = {"trainer": run.folder.log, "server": run.folder.server_log}
+    if of not in logs:
+        return HttpResponseBadRequest("of must be trainer or server.")
     if offset is not None and not (offset.isascii() and offset.isdigit() and len(offset) <= 18):
         return HttpResponseBadRequest("offset must be a number of bytes.")
-    found = logtail.tail(run.folder.log, None if offset is None else int(offset))
+    found = logtail.tail(logs[of], None if offset is None else int(offset))
     headers = {
         "X-Log-Start": found.start,
         "X-Log-Next": found.next,

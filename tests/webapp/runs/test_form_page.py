@@ -97,6 +97,11 @@ def test_what_the_deep_check_finds_stops_the_launch(login, alice, monkeypatch):
         ({"optimiser__learning_rate": "8"}, "optimiser.learning_rate", "less than or equal to 1"),
         ({"task__type": "dataset"}, "task.path", "Choose a dataset"),
         ({"task__type": "dataset", "task__path": "/etc/passwd"}, "task.path", "declared root"),
+        (
+            {"sampling__server__enabled": "on", "sampling__server__address": "metadata.internal:80"},
+            "sampling.server.address",
+            "leave the address empty, so that the run starts its own, or ask an admin to declare the host in",
+        ),
     ],
 )
 def test_bad_input_is_said_at_its_field_and_nothing_is_kept(changes, path, says, login, alice, quick_check):

@@ -123,6 +123,38 @@ def test_log_is_clean_and_continues_at_its_offset(run, login, alice):
     assert more.content == b"next line\n"
 
 
+def test_the_rollout_server_has_a_log_of_its_own(run, login, alice):
+    client = login(alice)
+    assert client.get(url("log", run), {"of": "server"}).content == b""
+    run.folder.server_log.write_bytes(b"old\n" * 50_000 + b"\x1b[31mtoken=abcdefghijklmnop\n<b>half")
+    found = client.get(url("log", run), {"of": "server"})
+    assert found.content.endswith(b"old\ntoken=[removed]\n")
+    assert len(found.content) < 70_000  # the end of it, not all
+    assert found["Content-Type"].startswith("text/plain")
+    assert "step 1 reward" in client.get(url("log", run), {"of": "trainer"}).content.decode()
+    with run.folder.server_log.open("a") as file:
+        file.write(" a line</b>\n")
+    more = client.get(url("log", run), {"of": "server", "offset": found["X-Log-Next"]})
+    assert more.content == b"<b>half a line</b>\n"
+    for wrong in ("../config.json", "", "both"):
+        assert client.get(url("log", run), {"of": wrong}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ({"enabled": True}, "it starts with the run"),
+        ({"enabled": True, "address": "gpu7:7000"}, "server at gpu7:7000 was not started by this run"),
+        ({"enabled": False, "address": "gpu7:7000"}, None),
+    ],
+)
+def test_the_reader_may_choose_between_logs_where_there_are_two(server, said, run, login, alice):
+    Run.objects.filter(pk=run.pk).update(config={**run.config, "sampling": {"server": server}})
+    page = login(alice).get(url("detail", run), {"tab": "log"}).content.decode()
+    assert ("data-log-of" in page) == (said is not None)
+    assert said is None or said in page
+
+
 async def _body(response) -> bytes:
     return b"".join([part async for part in response.streaming_content])
 

@@ -51,6 +51,24 @@ def sentence(caught) -> str:
     return " ".join(caught.value.messages)
 
 
+def test_a_server_that_nobody_declared_is_refused_when_the_run_would_start(alice, settings):
+    draft = run_create(user=alice, config=load({"sampling": {"server": {"enabled": True, "address": "gpu7:7000"}}}))
+    with pytest.raises(ValidationError) as caught:
+        run_launch(run=draft, user=alice)
+    assert "sampling.server.address: gpu7:7000 is no rollout server that runs may use" in sentence(caught)
+    assert "ISENTROPE_SERVER_HOSTS" in sentence(caught)
+    draft.refresh_from_db()
+    assert draft.state == State.DRAFT
+    settings.SERVER_HOSTS = ["gpu7"]
+    assert run_launch(run=draft, user=alice).state == State.QUEUED
+
+    settings.SERVER_HOSTS = []
+    Checkpoint.objects.create(run=draft, attempt=1, step=3, path="checkpoints/step-00000003", bytes=1)
+    ended = in_state(draft, State.STOPPED, attempt=1)
+    with pytest.raises(ValidationError, match="leave the address empty"):
+        run_resume(run=ended, user=alice)
+
+
 def test_create_makes_a_draft_and_writes_nothing(draft, settings):
     assert (draft.state, draft.task, draft.objective, draft.total_steps) == ("draft", "countdown", "grpo", 7)
     assert draft.tags == ["a", "b"]
