@@ -18,12 +18,12 @@ class Sync:
 
     def __init__(self, engine: Engine, stream: Silent, world: World, dtype: str) -> None:
         self.engine, self.stream, self.world, self.limit = engine, stream, world, LIMITS[dtype]
-        self.alerted = False
+        self.alerted, self.restarts, self.step = False, 0, 0
         self._figures: dict[str, float] = {}
 
     def to(self, version: int, step: int) -> None:
         """Give the engine the weights after so many updates, if it lacks them; all processes must call this."""
-        began = time.monotonic()
+        began, self.step = time.monotonic(), step
         if not self.engine.sync_weights(version):
             return
         probe = max(self.world.gather(self.engine.probe()))
@@ -42,6 +42,14 @@ class Sync:
         self.alerted = wrong
 
     def figures(self) -> dict[str, float]:
-        """Return seconds and difference of the syncs since the last call; nothing where there was none."""
+        """Return seconds and difference of the syncs since the last call; nothing where there was none.
+
+        Tells people of an engine that was started anew meanwhile; all processes must call this.
+        """
+        restarts = max(self.world.gather(self.engine.restarts))
+        if restarts > self.restarts:
+            message = "the engine failed and was started anew; nothing was lost, and the log says what it was"
+            self.stream.emit("warning", self.step, code="engine", message=message)
+        self.restarts = restarts
         found, self._figures = self._figures, {}
         return found

@@ -164,6 +164,8 @@ class Caps:
 class Engine(Protocol):
     """Generates. Weights are the trainer's after each `sync_weights`."""
 
+    restarts: int  # how often it failed and was started anew
+
     @property
     def caps(self) -> Caps: ...
 

@@ -55,7 +55,7 @@ class HfEngine:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.version = 0
+        self.version = self.restarts = 0
         self.rows = DECODE_ROWS  # halved when memory runs out
         self._kinds: list[type[Rows]] = []
 

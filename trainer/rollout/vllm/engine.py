@@ -30,6 +30,7 @@ class VllmEngine:
         """Start vLLM; raises ConfigError or ResourceError saying what is missing."""
         self.policy, self.sampling = policy, sampling
         self.version: int | None = None  # of the weights it holds
+        self.restarts = 0  # of vLLM, after failures
         self.driver = self._started()
 
     @property
@@ -113,6 +114,7 @@ class VllmEngine:
 
     def _restart(self) -> None:
         version = self._held()
+        self.restarts += 1
         self.close()
         self.sync_weights(version)
 
