@@ -9,6 +9,7 @@ from trainer.objectives.stages import Decoding
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
+    from trainer.rollout.base import Caps
 
 WHOLE = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}  # settings that leave every token possible
 
@@ -44,16 +45,36 @@ def with_correction(config: RunConfig) -> str:
     return ""
 
 
+def beyond_plain(config: RunConfig) -> tuple[str, str] | None:
+    """Return what of a run an engine that draws by itself cannot do, and how to do without, as halves of a sentence.
+
+    Such an engine draws from the whole policy and tells log-probs and entropies. None where that is enough.
+    """
+    for name, whole in WHOLE.items():
+        if getattr(config.sampling, name) != whole:
+            return f"sampling.{name} does not", f"remove sampling.{name}"
+    for part in config.objective.parts:
+        if isinstance(part, Decoding):
+            return f"{part.type} does not", f"remove {part.type}"
+    rollout = config.objective.rollout
+    return rollout.beyond_plain() if rollout else None
+
+
 def with_bounds(config: RunConfig) -> str:
     """Return why vLLM cannot draw the completions by itself, field first, or ""."""
     sampling = config.sampling
-    if sampling.engine != "vllm" or sampling.vllm.entropy != "bounds":
+    if sampling.engine != "vllm" or sampling.vllm.entropy != "bounds" or not (found := beyond_plain(config)):
         return ""
-    found = [f"sampling.{name}" for name, whole in WHOLE.items() if getattr(sampling, name) != whole]
-    found += [part.type for part in config.objective.parts if part.stage == "decoding"]
-    if not found:
+    what, fix = found
+    return f"sampling.vllm.entropy: bounds lets vLLM draw from the whole policy, and {what}; choose exact, or {fix}"
+
+
+def with_engine(config: RunConfig, caps: Caps) -> str:
+    """Return why a started engine, which may do less than its config hoped for, does not fit, field first, or ""."""
+    if caps.modifiers or not (found := beyond_plain(config)):
         return ""
+    what, fix = found
     return (
-        f"sampling.vllm.entropy: bounds lets vLLM draw from the whole policy, and {found[0]} does not; "
-        f"choose exact, or remove {found[0]}"
+        "sampling.engine: this version of vLLM failed the self-test of its sampler tap and draws from the whole "
+        f"policy by itself, and {what}; choose hf, or {fix}"
     )

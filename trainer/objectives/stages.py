@@ -51,6 +51,13 @@ class Rollout(ObjectivePart):
         """Return how many completions are generated at least and at most, over prompts times samples."""
         return 1.0, 1.0
 
+    def beyond_plain(self) -> tuple[str, str] | None:
+        """Return what it takes besides plain draws, log-probs and entropies, and how to do without; None for nothing.
+
+        Both are halves of a sentence: "oversampling draws hotter", "set hotter to 1 in oversampling".
+        """
+        return None
+
 
 class Decoding(ObjectivePart):
     """Changes the distribution tokens are drawn from; what the policy is compared with stays the policy itself.

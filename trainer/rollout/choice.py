@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainer.conflicts import with_engine
+from trainer.errors import ConfigError
 from trainer.rollout import Engine, engine
 
 if TYPE_CHECKING:
@@ -14,7 +16,18 @@ if TYPE_CHECKING:
 
 
 def generator(config: RunConfig, policy: Policy, world: World, folder: RunFolder) -> Engine:
-    """Return a run's engine, in this process or behind a server; all processes must call this."""
+    """Return a run's engine, in this process or behind a server; all processes must call this.
+
+    Raises ConfigError where it cannot be started, or cannot do what the run takes.
+    """
+    made = _started(config, policy, world, folder)
+    if why := with_engine(config, made.caps):
+        made.close()
+        raise ConfigError(why, "sampling.engine")
+    return made
+
+
+def _started(config: RunConfig, policy: Policy, world: World, folder: RunFolder) -> Engine:
     if not config.sampling.server.enabled:
         return engine(config.sampling.engine, policy, config.sampling)
     from trainer.rollout.server.engine import ServerEngine

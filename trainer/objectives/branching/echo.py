@@ -100,6 +100,9 @@ class EchoRollout(Branching):
             said.append(f"tail_confidence = {self.tail_confidence:g}: {span}, so it never prunes; raise it")
         return [f"{self.type}.{sentence}" for sentence in said]
 
+    def beyond_plain(self) -> tuple[str, str]:
+        return f"{self.type} reads the likeliest tokens of every place", f"remove {self.type}"
+
     def strategy(self, scene: Scene, step: Step) -> WideAndPruned:
         from trainer.objectives.branching.echo_strategy import WideAndPruned
 

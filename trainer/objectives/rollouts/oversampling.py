@@ -52,6 +52,11 @@ class Oversampling(Rollout):
     def cost(self, samples: int) -> tuple[float, float]:
         return float(self.factor), float(self.factor)
 
+    def beyond_plain(self) -> tuple[str, str] | None:
+        if self.hotter == 1:
+            return None
+        return f"{self.type} draws at another temperature than it trains at", f"set hotter to 1 in {self.type}"
+
 
 PARTS = (Oversampling,)
 PRESETS = (
