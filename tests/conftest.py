@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from webapp.local import testing as services
+
+
+# These take a minute or more each. Were one of them the last to start, the other workers would wait for it.
+FIRST = (
+    "e2e/test_full_path.py",
+    "trainer/test_ahead.py",
+    "trainer/vllm",
+    "trainer/server",
+    "trainer/test_every_preset.py",
+    "e2e",
+    "webapp/local",
+    "trainer/kernels_triton",
+    "trainer/memory",
+    "trainer/test_",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long; otherwise nothing changes places."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(here).as_posix()
+        return next((n for n, prefix in enumerate(FIRST) if path.startswith(prefix)), len(FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
