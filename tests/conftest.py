@@ -9,7 +9,6 @@ import pytest
 
 from webapp.local import testing as services
 
-
 # These take a minute or more each. Were one of them the last to start, the other workers would wait for it.
 FIRST = (
     "e2e/test_full_path.py",
