@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.completion import Completion, is_right
+from trainer.completion import BOUNDS, Completion, is_right
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.live_view import LiveView
@@ -240,7 +240,7 @@ class Waves:
         """Return a request's moments and bounds of entropy by name, those of its prefix in front."""
         done = self.known[index][0]
         said = done.generation
-        bounds = {"entropy_low": said.low, "entropy_high": said.high} if said.estimator == "bounds" else {}
+        bounds = dict(zip(BOUNDS, (said.low, said.high), strict=True)) if said.estimator == "bounds" else {}
         at, parent = len(done.request.prefix_ids), done.request.parent
         before: dict[str, Any] = self._moments(parent) if at and parent is not None else {}
         return {name: [*before.get(name, [])[:at], *own] for name, own in (said.moments | bounds).items()}

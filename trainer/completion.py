@@ -9,6 +9,7 @@ from trainer.rewards.scoring import Scored
 from trainer.tasks import Row
 
 UNSCORED = Scored(None)
+BOUNDS = ("entropy_low", "entropy_high")  # among `engine_moments`, where sampling saw only the likeliest tokens
 
 
 @dataclass

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainer.rollout.base import Caps
 
 SAMPLED = frozenset({"logprob", "entropy", "entropy_grad", "old_logprob", "old_entropy", *MOMENTS})
+ENTROPIES = frozenset({"entropy", "entropy_grad", "old_entropy"})
 OWN_PASS = frozenset({"gradient_feature"})  # computed apart, whatever the log-probs come from
 
 
@@ -38,12 +39,28 @@ def needs_scoring(config: RunConfig) -> str:
             return f"{part.type} compares sampling with training"
         if lacking := sorted(_of_policy(part) - SAMPLED):
             return f"{part.type} reads {', '.join(lacking)}"
+    bounds = config.sampling.engine == "vllm" and config.sampling.vllm.entropy == "bounds"
+    if bounds and (name := acting_on_entropies(config)):
+        return f"{name} acts on entropies, and with sampling.vllm.entropy = bounds sampling knows intervals alone"
+    return ""
+
+
+def acting_on_entropies(config: RunConfig) -> str:
+    """Return the first part whose effect depends on entropies or moments, which must then be exact, or ""."""
+    for part in config.objective.parts:
+        read = part.reads()
+        if part.stage == "controller" or read & set(MOMENTS) or (read & ENTROPIES and not part.blind):
+            return part.type
     return ""
 
 
 def old_logprobs(config: RunConfig, caps: Caps) -> Choice:
     """Choose where the log-probs at the start of a step come from: `score` or `engine`."""
     wanted = config.optimiser.old_logprobs
+    if wanted == "engine" and not caps.exact_entropy and (name := acting_on_entropies(config)):
+        return Choice(
+            choice="score", why=f"{name} acts on entropies, of which sampling turned out to know bounds alone"
+        )
     if wanted != "auto":
         return Choice(choice=wanted, why="set by optimiser.old_logprobs")
     if why := needs_scoring(config):
@@ -67,10 +84,17 @@ def old_logprobs(config: RunConfig, caps: Caps) -> Choice:
 
 
 def entropy_estimate(passed: Choice, caps: Caps) -> Choice | None:
-    """Say where entropies are taken from too little; None where they are over the full vocabulary."""
-    if passed.choice == "score" or caps.exact_entropy:
+    """Say where entropies come from if sampling knows an interval alone; None where it knows them exactly."""
+    if caps.exact_entropy:
         return None
-    return Choice(choice="bounds", why="sampling saw only the likeliest tokens: middle of the interval they leave")
+    if passed.choice == "score":
+        why = (
+            "over the full vocabulary, by the pass that scores; while completions grow, bounds by the likeliest tokens"
+        )
+        return Choice(choice="exact", why=why)
+    return Choice(
+        choice="bounds", why="sampling saw only the likeliest tokens: each entropy lies in the interval they leave"
+    )
 
 
 def head_contract(config: RunConfig) -> Choice:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.completion import Completion
+from trainer.completion import BOUNDS, Completion
 from trainer.config import RunConfig
 from trainer.distributed import World
 from trainer.events import RunFolder
@@ -62,7 +62,6 @@ SCHEMA = pa.schema(
         pa.field("flags", pa.list_(pa.uint8())),
     ]
 )
-BOUNDS = ("entropy_low", "entropy_high")  # of the sampler, where it saw only the likeliest tokens
 RECORDED = MOMENTS  # computed for every recorded step, read by the objective or not
 CURRENT = "current_"  # prefix of what a later minibatch found, where a step has several
 METADATA = b"isentrope"  # key of the JSON that describes the step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from trainer.completion import Completion
+from trainer.completion import BOUNDS, Completion
 from trainer.distributed import World
 from trainer.evaluation_metrics import distinct_right
 from trainer.mismatch import mismatch
@@ -43,10 +43,39 @@ def ungraded(completions: Sequence[Completion], world: World) -> tuple[Counter[s
     return sum((reasons for reasons, _ in parts), Counter()), sum(number for _, number in parts)
 
 
-def step_metrics(
-    update: Update, graded: list[tuple[int, bool | None, str | None, dict[str, float]]]
+def entropy_bounds(completions: Sequence[Completion], world: World) -> dict[str, float]:
+    """Return the means over tokens of the lower and upper bounds of their entropies, nats: the mean lies between them.
+
+    Auxiliary completions are left out, as of every mean over the step.
+    """
+    mine = [c for c in completions if not c.auxiliary and BOUNDS[0] in c.engine_moments]
+    columns = [[value for c in mine for value in c.tokens.counting(c.engine_moments[name])] for name in BOUNDS]
+    parts = world.gather((len(columns[0]), *map(math.fsum, columns)))
+    count, low, high = (math.fsum(part) for part in zip(*parts, strict=True))
+    return {"entropy/bounds_low": low / count, "entropy/bounds_high": high / count} if count else {}
+
+
+def measured(
+    update: Update, completions: Sequence[Completion], sampling: dict[str, float], world: World, *, exact: bool
 ) -> dict[str, float]:
-    """Return every figure that follows from the batch; figures without a sample are left out."""
+    """Return every figure of a step; all processes must call this.
+
+    `sampling` holds the figures of collecting, `exact` says that the batch's entropies are no mere bounds.
+    """
+    bounds = {} if exact else entropy_bounds(completions, world)
+    found = step_metrics(update, answers(completions, world), bounds) | _means(world.gather(sampling))
+    return found | by_template(update, completions, world, bounds)
+
+
+def step_metrics(
+    update: Update,
+    graded: list[tuple[int, bool | None, str | None, dict[str, float]]],
+    bounds: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Return every figure that follows from the batch; figures without a sample are left out.
+
+    `bounds` (entropy_bounds) stand for the figures of entropies that are not known.
+    """
     batch = update.batch
     graded_ok, entropy, logprob = batch.need("valid"), batch.need("old_entropy"), batch.need("old_logprob")
     trainer = logprob if update.met is None else update.met
@@ -56,7 +85,8 @@ def step_metrics(
         **_reward(batch.reward[valid], batch.group[valid]),
         **_graded(graded),
         "reward/invalid": float((main & ~graded_ok).sum()),
-        **_entropy(entropy[tokens], logprob[tokens]),
+        **(bounds or _entropy(entropy[tokens])),
+        "entropy/sampled": -float(logprob[tokens].mean()),
         "length/mean": float(batch.length[main].double().mean()),
         "length/max": float(batch.length[main].max()),
         "length/truncated": float(batch.need("truncated")[main].double().mean()),
@@ -76,8 +106,13 @@ def step_metrics(
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def by_template(update: Update, completions: Sequence[Completion], world: World) -> dict[str, float]:
-    """Return mean reward and token entropy of each template's completions, where prompts have several wordings."""
+def by_template(
+    update: Update, completions: Sequence[Completion], world: World, bounds: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Return mean reward and token entropy of each template's completions, where prompts have several wordings.
+
+    With `bounds` (step_metrics) entropies are not known, and left out.
+    """
     mine = {c.index: c.template for c in completions if c.template}
     names = {index: name for part in world.gather(mine) for index, name in part.items()}
     batch, found = update.batch, dict[str, float]()
@@ -85,7 +120,8 @@ def by_template(update: Update, completions: Sequence[Completion], world: World)
     for name in sorted(set(order) - {""}):
         chosen = torch.tensor([name == other for other in order])
         entropy, reward = batch.need("old_entropy")[chosen[batch.sequence]], batch.reward[chosen & batch.need("valid")]
-        found[f"template/{name}_entropy"] = float(entropy.mean())
+        if not bounds:
+            found[f"template/{name}_entropy"] = float(entropy.mean())
         found[f"template/{name}_reward"] = float(reward.mean())
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -101,6 +137,13 @@ def observation(step: int, total: int, metrics: dict[str, float]) -> Observation
         kl=metrics.get("kl/ref", 0.0),
         metrics=metrics,
     )
+
+
+def line(step: int, total: int, metrics: dict[str, float]) -> str:
+    """Return one step as one readable line."""
+    shown = {"reward": "reward/mean", "entropy": "entropy/mean", "distinct": "reward/distinct", "grad": "grad/norm"}
+    figures = "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
+    return f"step {step}/{total}  {figures}  {metrics['time/step']:.2f} s"
 
 
 def _reward(reward: Tensor, group: Tensor) -> dict[str, float]:
@@ -126,7 +169,7 @@ def _graded(graded: list[tuple[int, bool | None, str | None, dict[str, float]]])
     return found if distinct is None else {**found, "reward/distinct": distinct}
 
 
-def _entropy(entropy: Tensor, logprob: Tensor) -> dict[str, float]:
+def _entropy(entropy: Tensor) -> dict[str, float]:
     low, middle, high = torch.quantile(
         entropy[:: max(1, len(entropy) // 1_000_000)], entropy.new_tensor([0.1, 0.5, 0.9])
     ).tolist()
@@ -135,7 +178,6 @@ def _entropy(entropy: Tensor, logprob: Tensor) -> dict[str, float]:
         "entropy/p10": low,
         "entropy/p50": middle,
         "entropy/p90": high,
-        "entropy/sampled": -float(logprob.mean()),
     }
 
 
@@ -150,3 +192,10 @@ def _advantage(advantage: Tensor, mask: Tensor | None) -> dict[str, float]:
         "advantage/max": float(chosen.max()),
         "advantage/zero": float((chosen == 0).double().mean()),
     }
+
+
+def _means(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over the processes that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    values = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -13,7 +13,7 @@ from tests.trainer.runs import small
 from trainer.batch import TokenBatch
 from trainer.errors import ConfigError
 from trainer.objectives import PARTS, PRESETS
-from trainer.passes import needs_scoring, old_logprobs, sighted
+from trainer.passes import entropy_estimate, needs_scoring, old_logprobs, sighted
 from trainer.rollout.hf import HfEngine
 
 CAPS = replace(HfEngine.caps, moments=True)
@@ -100,6 +100,35 @@ def test_without_exact_entropy_or_moments_the_step_is_scored():
     assert old_logprobs(small(), replace(CAPS, exact_entropy=False)).choice == "score"
     reads_moments = small(objective={"preset": "entropy-target"})
     assert old_logprobs(reads_moments, replace(CAPS, moments=False)).choice == "score"
+
+
+BOUNDS = {"engine": "vllm", "vllm": {"entropy": "bounds"}}
+
+
+@pytest.mark.parametrize("preset", ["entropy-target", "skywork-adaptive", "top-entropy-mask"])
+def test_what_acts_on_entropies_is_never_given_bounds_of_them(preset):
+    lesser = replace(CAPS, exact_entropy=False, moments=False)
+    with pytest.raises(ConfigError, match=r"optimiser.old_logprobs: .* acts on entropies") as caught:
+        small(objective={"preset": preset}, sampling=BOUNDS, optimiser={"old_logprobs": "engine"})
+    assert caught.value.field == "optimiser.old_logprobs"
+    assert old_logprobs(small(objective={"preset": preset}, sampling=BOUNDS), lesser).choice == "score"
+    try:  # the tap may turn out to lie only when the engine is there
+        late = small(objective={"preset": preset}, optimiser={"old_logprobs": "engine"})
+    except ConfigError:
+        return  # sampling is not enough for it under any engine
+    found = old_logprobs(late, lesser)
+    assert found.choice == "score"
+    assert "acts on entropies" in found.why
+
+
+def test_what_only_reports_entropies_may_go_without_a_pass_and_says_that_they_are_bounds():
+    lesser = replace(CAPS, exact_entropy=False, moments=False)
+    config = small(sampling=BOUNDS, optimiser={"old_logprobs": "engine"})
+    passed = old_logprobs(config, lesser)
+    assert passed.choice == "engine"
+    assert entropy_estimate(passed, lesser).choice == "bounds"
+    assert entropy_estimate(old_logprobs(small(sampling=BOUNDS), lesser), lesser).choice == "exact"
+    assert entropy_estimate(passed, CAPS) is None
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from trainer.config import load
 from trainer.errors import ConfigError
 from trainer.events import RunFolder
 from trainer.objectives import Objective, ObjectiveConfig, Step
+from trainer.passes import ENTROPIES
 from trainer.policy import Trajectory
 from trainer.recorder import CURRENT, FLAG_AUXILIARY, FLAG_CONTEXT, FLAG_MASKED, METADATA, describe
 from trainer.rewards.scoring import Scored
@@ -49,6 +50,7 @@ class Recording:
     objective: ObjectiveConfig | None  # the run's own; None where this version does not know it
     options: dict[str, Any] = field(default_factory=dict)  # that the recorded statistics were computed with
     described: bool = True  # False: an older file, whose knobs in force are not known
+    bounded: bool = False  # entropies are the middle of an interval
     counts: Tensor | None = None  # [M] bool: which of all recorded tokens these are; None for all
 
     def spread(self, values: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class Recording:
         """Return what the objective reads and this recording cannot give, in words; empty where all is there."""
         options = objective.options(self.step.knobs)
         found = [_absent(self, STATISTICS[name], options) for name in sorted(objective.needs)]
-        found = [text for text in found if text]
+        found = [text for text in dict.fromkeys(found) if text]
         if self.batch.auxiliary is None and any(part.stage == "sampling" for part in objective.parts):
             found.append("completions drawn at another temperature")
         return found
@@ -105,6 +107,8 @@ def moved(batch: TokenBatch, current: dict[str, Tensor]) -> TokenBatch:
 def _absent(recording: Recording, info: StatisticInfo, options: dict[str, Any]) -> str:
     """Return what is missing of a statistic, or ""."""
     batch, derived = recording.batch, (*TOKEN_TEXT, *COMPLETION_FACTS)
+    if recording.bounded and info.name in ENTROPIES:
+        return "exact entropies (those recorded are bounds)"
     if info.name in ("logprob", "entropy_grad", *derived):
         return ""
     if (getattr(batch, info.name) if info.core else batch.extra.get(info.name)) is None:
@@ -175,6 +179,7 @@ def _recording(path: Path, table: pa.Table) -> Recording:
         objective=_objective(facts["objective"]),
         options=facts["options"],
         described=described,
+        bounded=facts.get("entropy_estimator") == "bounds",
         counts=None if bool(counts.all()) else counts,
     )
 

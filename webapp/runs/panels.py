@@ -12,7 +12,7 @@ ENTROPY_KNOB, ENTROPY_CHART = "entropy_target", "entropy"
 
 
 def line(name: str, label: str, role: str = "line") -> dict[str, str]:
-    """Return one metric of a chart; roles: line, low, high (a band), target, stack."""
+    """Return one metric of a chart; roles: line, low and high (a band), least and most (bounds), target, stack."""
     return {"name": name, "label": label, "role": role}
 
 
@@ -30,8 +30,9 @@ def panels(run: Run, plan: Mapping[str, Any] | None = None) -> list[dict[str, An
     return [
         _panel("reward", "Reward", "", line("reward/mean", "mean")),
         _panel(
-            ENTROPY_CHART, "Entropy", "nats, middle of its bounds" if bounds else "nats",
+            ENTROPY_CHART, "Entropy", "nats, between top-k bounds" if bounds else "nats",
             line("entropy/mean", "mean"), line("entropy/p10", "p10", "low"), line("entropy/p90", "p90", "high"),
+            line("entropy/bounds_low", "mean is at least", "least"), line("entropy/bounds_high", "at most", "most"),
             line("entropy/target_low", "target", "target"), line("entropy/target_high", "target high", "target"),
         ),
         _panel("distinct", "Distinct right answers", "per prompt", line("reward/distinct", "distinct")),

@@ -24,8 +24,8 @@ def refusal(sampling: Mapping[str, Any]) -> str:
     if not address or allowed(address):
         return ""
     return (
-        f"{address} is no rollout server that runs may use; leave the address empty, so that the run starts its own, or "
-        f"ask an admin to declare the host in {VARIABLE}."
+        f"{address} is no rollout server that runs may use; leave the address empty, so that the run starts its own, "
+        f"or ask an admin to declare the host in {VARIABLE}."
     )
 
 

@@ -184,7 +184,7 @@ def test_the_entropy_chart_says_when_it_shows_bounds(run):
         return next(panel["unit"] for panel in panels(run, plan) if panel["id"] == "entropy")
 
     assert unit(None) == unit({"entropy": {"choice": "exact"}}) == "nats"
-    assert unit({"entropy": {"choice": "bounds", "why": "it is so"}}) == "nats, middle of its bounds"
+    assert unit({"entropy": {"choice": "bounds", "why": "it is so"}}) == "nats, between top-k bounds"
 
 
 def test_too_many_tokens_leave_whole_completions_out(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import { decodeBundle } from "./run/bundle.js";
 import { el } from "./run/dom.js";
+import { short } from "./run/entropies.js";
 import { visible } from "./run/glyphs.js";
 import { install } from "./run/heatmap.js";
 import { legend } from "./run/legend.js";
@@ -48,7 +49,7 @@ export class PromptPanes {
     if (ticket !== this.ticket) return;
     const texts = [];
     this.panes.replaceChildren(...runs.map((run, index) => this.pane(run, bundles[index], prompt, texts)));
-    legend(this.section.querySelector("[data-legend]"), MODE, texts.map((text) => ({ columns: text.columns, count: text.count })));
+    legend(this.section.querySelector("[data-legend]"), MODE, texts.map((text) => ({ columns: text.columns, count: text.count })), bundles.some((bundle) => bundle?.entropy_estimator === "bounds"));
   }
 
   /** The step of these nearest to the chosen share of the way from the first to the last. */
@@ -73,7 +74,7 @@ export class PromptPanes {
     const facts = groupFacts(rollouts);
     // Runs of older trainers did not record which answers are right.
     const right = rollouts.some((rollout) => rollout.right !== undefined && rollout.right !== null) ? ` · ${facts.right} of ${facts.graded} right` : "";
-    head.append(el("span.text-secondary", {}, `step ${bundle.step}${right} · H ${Number.isNaN(facts.entropy) ? "–" : facts.entropy.toFixed(3)}`));
+    head.append(el("span.text-secondary", {}, `step ${bundle.step}${right} · ${short(facts.entropy, facts.bounds)}`));
     const cards = rollouts.map((rollout) => rolloutCard(rollout, MODE));
     texts.push(...cards.map(({ text }) => text));
     return el("section.pane", { ariaLabel: run.name }, head, el("div.group-prompt", {}, visible(prompt)), ...cards.map(({ element }) => element));

@@ -11,7 +11,8 @@ function column(buffer, base, { dtype, offset, length }) {
   return new KINDS[dtype](buffer, base + offset, length);
 }
 
-/** Return {step, rollouts, ...}; each rollout gets `columns` of its own tokens and `meanEntropy` in nats, context left out. */
+/** Return {step, rollouts, ...}; each rollout gets `columns` of its own tokens, and in nats, context left out, `meanEntropy`
+ * and, where that is only the middle of it, `entropyBounds` [low, high]. */
 export function decodeBundle(buffer) {
   const size = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
@@ -20,7 +21,9 @@ export function decodeBundle(buffer) {
   for (const rollout of header.rollouts) {
     const end = rollout.first + rollout.tokens;
     rollout.columns = Object.fromEntries(all.map(([name, values]) => [name, values.subarray(rollout.first, end)]));
-    rollout.meanEntropy = mean(rollout.columns.entropy, rollout.columns.flags);
+    const { entropy, entropy_low: low, entropy_high: high, flags } = rollout.columns;
+    rollout.meanEntropy = mean(entropy, flags);
+    rollout.entropyBounds = low && high && rollout.tokens ? [mean(low, flags), mean(high, flags)] : null;
   }
   link(header.rollouts);
   return header;

@@ -6,7 +6,8 @@ import { css } from "./theme_colours.js";
 
 const uPlot = window.uPlot;
 const HEIGHT = 168;
-const SAID = new Set(["line", "stack", "target"]);
+const SAID = new Set(["line", "stack", "target", "least", "most"]);
+const UPPER = { high: "low", most: "least" }; // a band lies between a line of the one role and of the other
 const CURSOR = uPlot.sync("run");
 
 const colour = (index) => css(`--chart-${1 + (index % 8)}`);
@@ -24,7 +25,8 @@ function align(lines, axis) {
   return [keys, ...columns];
 }
 
-/** One chart. `spec` is {id, title, unit, kind, series: [{name, label, role}]}; roles: line, low, high, target, stack. */
+/** One chart. `spec` is {id, title, unit, kind, series: [{name, label, role}]}; roles: line, low, high (a
+ * band), least, most (the interval in which the truth lies), target, stack. */
 export class Chart {
   constructor(element, spec, series, options) {
     Object.assign(this, { element, spec, series, options, plot: null, visible: false, dirty: true, shape: "" });
@@ -91,8 +93,8 @@ export class Chart {
     this.shape = shape;
     const bands = [];
     lines.forEach((line, at) => {
-      const low = lines.findIndex((other) => other.role === "low");
-      if (line.role === "high" && low >= 0) bands.push({ series: [at + 1, low + 1], fill: () => alpha(colour(0), 15) });
+      const low = lines.findIndex((other) => other.role === UPPER[line.role]);
+      if (low >= 0) bands.push({ series: [at + 1, low + 1], fill: () => alpha(colour(0), 15) });
       if (line.role === "stack" && line.below !== undefined) bands.push({ series: [at + 1, line.below + 1], fill: () => alpha(colour(line.index), 45) });
     });
     const grid = { stroke: () => css("--chart-grid"), width: 1 }, ticks = { ...grid, size: 4 };
@@ -191,14 +193,14 @@ function fromFork(segment, segments) {
   return { ...segment, steps: longer("steps"), values: longer("values"), times: longer("times") };
 }
 
-const lineColour = (line) => (line.role === "target" ? css("--chart-target") : colour(line.index));
+const lineColour = ({ role, index }) => (role === "target" ? css("--chart-target") : colour(role === "least" || role === "most" ? 0 : index));
 
 function seriesOptions(line) {
   const share = line.superseded ? 45 : line.faint ? 28 : line.role === "low" || line.role === "high" ? 0 : 100;
   return {
     label: line.label,
     stroke: () => (share ? alpha(lineColour(line), share) : "transparent"),
-    width: line.superseded || line.faint ? 1 : 1.75,
+    width: line.superseded || line.faint || UPPER[line.role] || line.role === "least" ? 1 : 1.75,
     dash: line.role === "target" ? [6, 4] : line.superseded ? [3, 2] : undefined,
     spanGaps: true,
     // Asked at every draw: a line that began with one point grows.

@@ -1,7 +1,7 @@
 // The prompts of a step: how many answers are right, how sure they are, and which one the reader shows.
 
 import { el } from "./dom.js";
-import { number } from "./format.js";
+import { short } from "./entropies.js";
 import { visible } from "./glyphs.js";
 import { groupFacts } from "./rollout_card.js";
 
@@ -22,7 +22,7 @@ export function groupList(element, groups, { chosen, total, choose }) {
   };
   const entries = [...groups].map(([group, rollouts]) => {
     const facts = groupFacts(rollouts);
-    return entry(String(group), visible(rollouts[0].prompt).slice(0, 160), `${facts.right}/${facts.graded} · H ${number(facts.entropy, 2)}`, facts);
+    return entry(String(group), visible(rollouts[0].prompt).slice(0, 160), `${facts.right}/${facts.graded} · ${short(facts.entropy, facts.bounds, 2)}`, facts);
   });
   const top = element.scrollTop;
   element.replaceChildren(entry("all", "All prompts", `${total} completions`), ...entries);

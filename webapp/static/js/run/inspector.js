@@ -1,6 +1,7 @@
 // What is known of one token: the hover tooltip, the pinned card and what a screen reader hears.
 
 import { el } from "./dom.js";
+import { isBounded, natsAt } from "./entropies.js";
 import { EMPTY, number, signed } from "./format.js";
 import { AUXILIARY, MASKED, UNGRADED, hit } from "./heatmap.js";
 import { contextReason } from "./lineage.js";
@@ -14,11 +15,10 @@ export function facts(text, t, vocabulary) {
   const rows = [["Position", `${first + t + 1} of ${first + text.count}`], ["Token id", at("token_ids") ?? EMPTY]];
   const entropy = at("entropy");
   if (entropy !== undefined && !Number.isNaN(entropy)) {
-    const share = vocabulary > 1 ? ` · ${(100 * entropy / Math.log(vocabulary)).toFixed(1)} % of ln V` : "";
+    const bounded = isBounded(columns, t), share = vocabulary > 1 && !bounded ? ` · ${(100 * entropy / Math.log(vocabulary)).toFixed(1)} % of ln V` : "";
     const clamped = isClamped("entropy", entropy) ? ` · beyond the scale (${LIMITS.entropy})` : "";
-    const about = at("entropy_low") >= 0 ? "≈ " : "";
-    rows.push(["Entropy", `${about}${number(entropy)} nats · ${number(entropy / Math.LN2)} bits${share}${clamped}`]);
-    if (about) rows.push(["Bounds", `${number(at("entropy_low"))} to ${number(at("entropy_high"))} nats: the engine tells no more, the middle is shown`]);
+    rows.push(["Entropy", `${natsAt(columns, t)}${bounded ? "" : ` · ${number(entropy / Math.LN2)} bits`}${share}${clamped}`]);
+    if (bounded) rows.push(["Coloured as", `${number(entropy)} nats, the middle of the bounds: the engine knew no more`]);
   }
   const logprob = at("logprob");
   if (logprob !== undefined && !Number.isNaN(logprob)) rows.push(["Log-prob", signed(logprob)], ["Probability", percent(Math.exp(logprob))]);
@@ -31,7 +31,7 @@ export function facts(text, t, vocabulary) {
     if (at("whatif_entropy") || at("entropy_weight")) rows.push(["Its entropy weight", signed(at("whatif_entropy"))]);
   }
   const flags = FLAGS.filter(([bit]) => at("flags") & bit).map(([, name]) => name);
-  if (text.forks?.[t]) flags.push("top 20 % by entropy");
+  if (text.forks?.[t]) flags.push(isBounded(columns, t) ? "top 20 % by the middle of the bounds" : "top 20 % by entropy");
   if (flags.length) rows.push(["Flags", flags.join(", ")]);
   if (text.isContext(t)) rows.push(["Context", contextReason(text.rollout, t)]);
   if (text.branches?.has(t)) rows.push(["Fork", text.branches.get(t)]);
@@ -63,7 +63,7 @@ function announcement(text, t) {
   const entropy = text.columns.entropy?.[t];
   let rank = 1;
   for (const value of text.columns.entropy ?? []) if (value > entropy) rank += 1;
-  return `Token ${tokenLabel(text, t)}, entropy ${number(entropy)} nats, rank ${rank} of ${text.count}`;
+  return `Token ${tokenLabel(text, t)}, entropy ${natsAt(text.columns, t)}, rank ${rank} of ${text.count}`;
 }
 
 /** One shared tooltip and one pinned card for all texts below `root`. */

@@ -13,7 +13,7 @@ export function legend(element, mode, texts = [], bounds = false) {
 }
 
 function sequential(mode, texts, bounds) {
-  const title = bounds ? "Entropy, middle of its bounds" : TITLES[mode];
+  const title = bounds ? "Entropy, middle of its top-k bounds" : TITLES[mode];
   const limits = edges(mode), { bins, clamped } = histogram(texts, mode), most = Math.max(1, ...bins);
   const total = bins.reduce((sum, count) => sum + count, 0);
   const swatches = limits.map((edge, bin) => {

@@ -1,7 +1,8 @@
 // One completion: what it earned, how it ended, and its coloured text.
 
 import { el } from "./dom.js";
-import { EMPTY, number, signed } from "./format.js";
+import { MEAN, MEAN_BOUNDS, meanBounds, short } from "./entropies.js";
+import { number, signed } from "./format.js";
 import { visible } from "./glyphs.js";
 import { TokenText } from "./heatmap.js";
 import { forkPoints, isFork, nameOf } from "./lineage.js";
@@ -12,7 +13,7 @@ const LONG = 160, SIGNS_PER_LINE = 110, LINE = 1.25;
 
 /** Return {element, text, rollout}; `text` is the TokenText. Lists over several prompts say `withPrompt`, readers `links`. */
 export function rolloutCard(rollout, mode, { withPrompt = false, links = false } = {}) {
-  const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy } = rollout;
+  const { reward, advantage, reward_parts: parts, finish_reason: finish, tokens, meanEntropy, entropyBounds: bounds } = rollout;
   const title = parts && Object.entries(parts).map(([name, value]) => `${name}: ${number(value)}`).join("\n");
   const tone = reward === null || reward === undefined ? "none" : rollout.right ? "good" : "bad";
   const side = advantage > 0 ? "up" : advantage < 0 ? "down" : "zero";
@@ -24,7 +25,7 @@ export function rolloutCard(rollout, mode, { withPrompt = false, links = false }
       el(`span.rollout-reward.is-${tone}`, { title: title || "reward" }, reward === null || reward === undefined ? "no reward" : number(reward)),
       el(`span.rollout-advantage.is-${side}`, { title: "advantage" }, `A ${signed(advantage)}`),
       el("span", { title: "response length" }, `${tokens} tok`),
-      el("span", { title: "mean entropy" }, Number.isNaN(meanEntropy) ? EMPTY : `H ${meanEntropy.toFixed(3)}`),
+      el("span", { title: bounds ? MEAN_BOUNDS : MEAN }, short(meanEntropy, bounds)),
       finish ? el(`span${cut ? ".rollout-cut" : ".text-secondary"}`, { title: `finish reason: ${visible(finish)}` }, ENDS[finish] ?? visible(finish)) : null,
       origin(rollout, links)),
     el("div", {}, withPrompt ? el("span.rollout-prompt", {}, visible(rollout.prompt)) : null, body));
@@ -54,11 +55,12 @@ export function groupFacts(rollouts) {
   const rewards = rollouts.map(({ reward }) => reward).filter((reward) => reward !== null && reward !== undefined);
   const right = rollouts.filter((rollout) => rollout.right).length;
   const flat = rewards.length > 1 && rewards.every((reward) => reward === rewards[0]);
-  const entropies = rollouts.map(({ meanEntropy }) => meanEntropy).filter((value) => !Number.isNaN(value));
+  const sure = rollouts.filter(({ meanEntropy }) => !Number.isNaN(meanEntropy));
   return {
     right, graded: rewards.length,
     badge: !flat ? "" : right ? "all right" : "all wrong",
-    entropy: entropies.length ? entropies.reduce((sum, value) => sum + value, 0) / entropies.length : NaN,
+    entropy: sure.length ? sure.reduce((sum, { meanEntropy }) => sum + meanEntropy, 0) / sure.length : NaN,
+    bounds: meanBounds(sure.map(({ entropyBounds }) => entropyBounds)),
   };
 }
 
@@ -67,6 +69,6 @@ export function groupHead(prompt, facts) {
     el("div.group-prompt", { title: "prompt" }, visible(prompt)),
     el("div.group-facts", {},
       el("span", {}, `${facts.right} of ${facts.graded} right`),
-      el("span", {}, `H ${Number.isNaN(facts.entropy) ? EMPTY : facts.entropy.toFixed(3)}`),
+      el("span", { title: facts.bounds ? MEAN_BOUNDS : MEAN }, short(facts.entropy, facts.bounds)),
       facts.badge ? el("span.badge.zero-variance", { title: "Every completion earned the same: this group moves nothing." }, `no variance, ${facts.badge}`) : null));
 }

@@ -3,6 +3,8 @@
 // A node is the stretch of tokens [from, to) that its members share. It ends where they part, where one of them ends,
 // and where one forks off another, whether or not it drew the same token again.
 
+import { natsAt } from "./entropies.js";
+
 const MIX = 0.6; // share of a node's place that follows the order of forks; the rest follows its token position
 
 /** Return the tree of completions of one prompt, or null where none has a token. */
@@ -47,6 +49,7 @@ function node(members, from, to, children) {
     members, from, to, children,
     forks: members.filter(({ parent, branch_token: at }) => at === to && members.includes(parent)),
     entropy: children.length ? sure?.columns.entropy?.[to] ?? NaN : NaN,
+    nats: sure ? natsAt(sure.columns, to) : "",
     graded: rewards.length, right: members.filter(({ right }) => right).length,
     reward: rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null,
   };

@@ -38,7 +38,7 @@ export function summary(node) {
     return `${members.length > 1 ? `Completions ${names} are the same` : `Completion ${names}`}: ${fared(node)}, ${to} tokens${end ? `, ${end}` : ""}`;
   }
   const stretch = to > from ? `tokens ${from + 1} to ${to}` : "only the prompt";
-  const known = Number.isNaN(entropy) ? "" : `; entropy of what comes next ${number(entropy)} nats`;
+  const known = Number.isNaN(entropy) ? "" : `; entropy of what comes next ${node.nats}`;
   const drawn = forks.length ? `; drawn anew from here: ${forks.map(nameOf).join(", ")}` : "";
   return `${members.length} completions share ${stretch}; ${fared(node)}; ${children.length} ${children.length > 1 ? "ways" : "way"} on${known}${drawn}`;
 }
