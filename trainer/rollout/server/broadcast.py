@@ -1,13 +1,15 @@
 """Weights on their way through memory: one process group of a trainer (rank 0) and a server (rank 1).
 
-NCCL where both hold the weights on GPUs, gloo elsewhere. The group is its own: it neither needs nor disturbs the
-trainer's. torch's store, where the two meet, knows no password and listens on every interface; who cannot trust the
-network between trainer and server sends weights through a folder instead.
+NCCL where both hold the weights on GPUs, gloo elsewhere; the trainer decides (`common`) and says so. The group is its
+own: it neither needs nor disturbs the trainer's. torch's store, where the two meet, knows no password and listens on
+every interface; who cannot trust the network between trainer and server sends weights through a folder instead.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from trainer.rollout.server.frame import FrameError
 
 TIMEOUT = timedelta(minutes=5)
+BLOCKING = "TORCH_NCCL_BLOCKING_WAIT"  # a lost peer is then an error of the tensor on its way, not the process's end
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)}
 LARGEST = 1 << 40  # bytes of one tensor that a server believes in
 
@@ -58,15 +61,33 @@ class Broadcast:
             if self.device.type == "cuda":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = TIMEOUT
-                self._group = dist.ProcessGroupNCCL(self._store, self._rank, 2, options)
+                with _environment(BLOCKING, "1"):  # read once, when a group is made
+                    self._group = dist.ProcessGroupNCCL(self._store, self._rank, 2, options)
             else:
                 self._group = dist.ProcessGroupGloo(self._store, self._rank, 2, TIMEOUT)
         return self._group
 
 
+def common(ours: torch.device, theirs: object) -> torch.device:
+    """Return where weights lie on their way, given this side's device and the type of the other's."""
+    return ours if ours.type == theirs else torch.device("cpu")
+
+
 def described(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """Return what a receiver must know to make room; plain JSON."""
     return [{"name": name, "dtype": str(t.dtype), "shape": list(t.shape)} for name, t in tensors.items()]
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _bytes(tensor: Tensor) -> Tensor:

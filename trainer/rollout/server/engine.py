@@ -169,12 +169,16 @@ class ServerEngine:
 
     def _broadcast(self, version: int, tensors: dict[str, Any]) -> None:
         """Announce the weights, send them, and wait for the server to have them."""
-        from trainer.rollout.server.broadcast import Broadcast, described
+        from trainer.rollout.server.broadcast import Broadcast, common, described
 
         if self._line is None:
-            self._line = Broadcast(self.policy.device, 0, self.client.link.connection.getsockname()[0])
-        announced = {"how": "broadcast", "version": version, "port": self._line.port, "tensors": described(tensors)}
+            device = common(self.policy.device, self.client.welcome.get("device"))
+            self._line = Broadcast(device, 0, self.client.link.connection.getsockname()[0])
         line = self._line
+        announced = {
+            "how": "broadcast", "version": version, "port": line.port, "over": line.device.type,
+            "tensors": described(tensors),
+        }  # fmt: skip
         self.client.call("load", announced, meanwhile=lambda: line.send(tensors))
 
     # -- a server that dies ---------------------------------------------------------------------------------------

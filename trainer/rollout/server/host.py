@@ -111,7 +111,10 @@ class Server:
     def card(self) -> dict[str, Any]:
         """Return what a client may know of the server."""
         caps = {**asdict(self.backend.caps), "in_process": False}
-        return {"engine": self.engine, "pid": os.getpid(), "caps": caps, "version": self.version}
+        return {
+            "engine": self.engine, "pid": os.getpid(), "caps": caps, "version": self.version,
+            "device": self.backend.device.type,
+        }  # fmt: skip
 
     def queue(self, job: Job) -> None:
         """Take a job on."""
@@ -203,11 +206,12 @@ class Server:
             yield named
 
     def _line(self, job: Job) -> Any:
-        from trainer.rollout.server.broadcast import Broadcast
+        from trainer.rollout.server.broadcast import Broadcast, common
 
         session, port = job.session, job.frame.header.get("port")
         if session.line is None or session.line.port != port:
-            session.line = Broadcast(self.backend.device, 1, session.peer, int(port or 0))
+            device = common(self.backend.device, job.frame.header.get("over"))
+            session.line = Broadcast(device, 1, session.peer, int(port or 0))
         return session.line
 
     def _allowed(self, path: str) -> Path:

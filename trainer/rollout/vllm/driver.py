@@ -8,6 +8,7 @@ rounding of a boundary may become its neighbour.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -135,7 +136,7 @@ class Driver:
 
     def sleep(self) -> None:
         """Give the GPU's memory back until `refresh`: weights and cache are dropped. On a CPU nothing happens."""
-        if self.sleeps and not self._asleep:
+        if self.sleeps and not self._asleep and not self.closed:
             self.core.llm.sleep(level=2)
             self._asleep = True
 
@@ -144,16 +145,16 @@ class Driver:
 
         Memory comes back in this order: first the weights, all of which get new values, then the cache. Weights woken
         without new values would be uninitialised memory, and values pushed before waking go to memory that is not
-        there. Raises RunFailed where a weight is missing.
+        there. Raises RunFailed where a weight is missing, ResourceError where the trainer took the memory meanwhile.
         """
         if self._asleep:
-            self.core.llm.wake_up(["weights"])
+            self._wake("weights")
         names = weights.load(self.core, tensors)
         self._names = self._names or names
         if odd := self._names ^ names:  # vLLM joins some weights into one and would not miss a part of it
             raise RunFailed(f"{len(odd)} weights came once and not again (such as {min(odd)}); resume the run")
         if self._asleep:
-            self.core.llm.wake_up(["kv_cache"])
+            self._wake("kv_cache")
         self._asleep = False
         self.core.llm.reset_prefix_cache()  # keys and values of the old weights
         if self.exact and not self._checked:
@@ -163,8 +164,20 @@ class Driver:
         """End the engine; may be called twice."""
         if not self.closed:
             self.closed = True
+            if self._asleep:  # memory that is not mapped cannot be handed back: CUDA would call that an error
+                with contextlib.suppress(RuntimeError):
+                    self.core.llm.wake_up()
             self.tap.close()
             self.core.close()
+
+    def _wake(self, what: str) -> None:
+        try:
+            self.core.llm.wake_up([what])
+        except RuntimeError as error:  # the allocator's word for memory that is not to be had
+            raise ResourceError(
+                f"vLLM cannot wake up ({error}): the trainer left less than sampling.vllm.memory_share of the GPU; "
+                "lower it, or optimiser.tokens_per_microbatch, and resume the run"
+            ) from error
 
     def _generate(self, ledger: Ledger, choose: Choose) -> None:
         """Run the waiting requests to their ends, tokens chosen by `choose` and written into the ledger."""

@@ -7,6 +7,7 @@ policy's. Equal seeds draw equal numbers of vLLM's own, in requests of equal pro
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def complete(driver: Driver, ledger: BoundsLedger) -> None:
     vocabulary = llm.model_config.get_vocab_size()
     names = [_add(llm, ledger, index) for index in ledger.waiting()]
     try:
-        with torch.compiler.set_stance("force_eager"):  # one small function; compiling it for a CPU takes a minute
+        with _eager(driver.device):
             while llm.has_unfinished_requests():
                 for output in llm.step():
                     _record(ledger, output, vocabulary)
@@ -79,6 +80,11 @@ def complete(driver: Driver, ledger: BoundsLedger) -> None:
     except BaseException:
         llm.abort_request(names, internal=True)
         raise
+
+
+def _eager(device: torch.device) -> AbstractContextManager[Any]:
+    """Compile nothing on a CPU: one small function would take a minute. On a GPU the model itself is compiled."""
+    return torch.compiler.set_stance("force_eager") if device.type == "cpu" else nullcontext()
 
 
 def _add(llm: Any, ledger: Ledger, index: int) -> str:

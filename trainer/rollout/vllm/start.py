@@ -24,17 +24,23 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # everything in this process: weights and logits are within reach
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the tap stands where V1 samples
 }
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+PREFERRED = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # the tap draws; FlashInfer's would want nvcc when it is first tried
+}
+IEEE = {"TRITON_F32_DEFAULT": "ieee"}  # else vLLM's attention in float32 multiplies in TF32 on a GPU
 
 
 class Core:
     """A started engine of vLLM and its model runner."""
 
     live = 0  # cores of this process; they share vLLM's process groups
+    owner = False  # whether torch's process group came with vLLM, not from the trainer
 
-    def __init__(self, llm: Any, *, owner: bool) -> None:
-        """`owner` says that torch's process group came with vLLM, not from the trainer."""
-        self.llm, self.owner = llm, owner
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
         Core.live += 1
         self.worker = llm.model_executor.driver_worker.worker
         self.runner = self.worker.model_runner
@@ -44,15 +50,25 @@ class Core:
         return self.runner.get_model()
 
     def close(self) -> None:
-        """End the engine and free its memory; a process group of the trainer's stays."""
+        """End the engine and free its memory; a process group of the trainer's stays.
+
+        In place of vLLM's own shutdown, which destroys torch's process group whoever made it. The compiled model is let
+        go of first: what still held weights would keep their pool, and a process can have one such pool at a time.
+        """
         from vllm.distributed import parallel_state
 
-        self.llm.engine_core.shutdown()
-        self.llm = self.worker = self.runner = None
+        client, compiled = self.llm.engine_core, getattr(self.llm, "_finalizer", None)
+        client._finalizer.detach()
+        if compiled is not None:
+            compiled()
+        client.engine_core.structured_output_manager.clear_backend()
+        client.engine_core.model_executor.shutdown()
+        client.engine_core.scheduler.shutdown()
+        self.llm = self.worker = self.runner = client = None
         Core.live -= 1
         if not Core.live:
             parallel_state.destroy_model_parallel()
-            if self.owner:
+            if Core.owner:
                 parallel_state.destroy_distributed_environment()
         gc.unfreeze()  # vLLM freezes what it loaded; it could not be collected otherwise
         gc.collect()
@@ -67,12 +83,23 @@ def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device,
     the model, ResourceError where memory does not suffice.
     """
     os.environ.update(ENVIRONMENT)
-    for name, value in QUIET.items():
+    for name, value in (PREFERRED | (IEEE if dtype == "float32" else {})).items():
         os.environ.setdefault(name, value)
     engine_args, llm_engine = _imported()
     _check_heads(path, device)
-    owner = not torch.distributed.is_initialized() or Core.live > 0
-    options: dict[str, Any] = {
+    if not Core.live:
+        Core.owner = not torch.distributed.is_initialized()
+    wanted = options(path, settings, dtype=dtype, device=device, longest=longest)
+    try:
+        with undisturbed():
+            return Core(llm_engine.from_engine_args(engine_args(**wanted)))
+    except Exception as error:  # vLLM raises what its libraries raise
+        raise refusal(error, device) from error
+
+
+def options(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device, longest: int) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine (EngineArgs)."""
+    found: dict[str, Any] = {
         "model": str(path), "dtype": dtype, "max_model_len": longest, "load_format": "dummy",
         "max_num_seqs": settings.max_sequences, "seed": 0, "skip_tokenizer_init": True, "generation_config": "vllm",
         "enable_prefix_caching": True, "disable_log_stats": True,
@@ -80,16 +107,13 @@ def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device,
         "logprobs_mode": "processed_logprobs", "max_logprobs": -1,
         "distributed_executor_backend": "external_launcher" if several() else None,
     }  # fmt: skip
-    if device.type == "cuda":
-        options |= {"gpu_memory_utilization": settings.memory_share, "enforce_eager": settings.enforce_eager}
-        options |= {"enable_sleep_mode": settings.sleep}
-    else:
-        options |= {"kv_cache_memory_bytes": int(settings.cache_gigabytes * 2**30), "enforce_eager": True}
-    try:
-        with undisturbed():
-            return Core(llm_engine.from_engine_args(engine_args(**options)), owner=owner)
-    except Exception as error:  # vLLM raises what its libraries raise
-        raise refusal(error, device) from error
+    if device.type != "cuda":
+        return found | {"kv_cache_memory_bytes": int(settings.cache_gigabytes * 2**30), "enforce_eager": True}
+    found |= {"gpu_memory_utilization": settings.memory_share, "enforce_eager": settings.enforce_eager}
+    found |= {"enable_sleep_mode": settings.sleep}
+    if dtype == "bfloat16":  # the trainer's logits are never rounded; vLLM's would be, to 0.06 nats at 16
+        found["hf_overrides"] = {"head_dtype": "float32"}
+    return found
 
 
 def several() -> bool:
@@ -146,10 +170,11 @@ def refusal(error: Exception, device: torch.device) -> TrainerError:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put back what vLLM changes in the process it starts in: random states, threads, default dtype, excepthook."""
+    """Put back what vLLM changes in the process it starts in: random states, threads, number formats, excepthook."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     setter, threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
     hook = sys.excepthook  # torch.distributed puts its rank in front of every line
     try:
         yield
@@ -162,4 +187,6 @@ def undisturbed() -> Iterator[None]:
         torch.set_num_threads = setter  # on a CPU vLLM replaces it by a function that does nothing
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         sys.excepthook = hook

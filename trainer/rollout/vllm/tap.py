@@ -32,8 +32,9 @@ class Tap:
         runner.sampler.forward = self._forward
 
     def close(self) -> None:
-        """Give vLLM its own sampler back."""
+        """Give vLLM its own sampler back and let go of the runner, whose tensors lie in vLLM's memory."""
         self._runner.sampler.forward = self._plain
+        self._runner = self._plain = None
 
     def _forward(self, logits: Tensor, sampling_metadata: Any, *args: Any, **options: Any) -> Any:
         if self.draw is None:

@@ -21,16 +21,18 @@ def load(core: Core, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
     would write into the wrong one. It is always given the weights: without any it reads the model's folder again, and
     the engine would go on sampling from the policy that the run began with.
     """
+    from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
     model, runner = core.model, core.runner
     expected = {name for name, _ in model.named_parameters()}
     names: set[str] = set()
-    initialize_layerwise_reload(model)
-    try:
-        loaded = model.load_weights(_noted(tensors, names))
-    finally:
-        finalize_layerwise_reload(model, runner.model_config)
+    with set_current_vllm_config(core.llm.vllm_config):  # layers ask for it while they repack
+        initialize_layerwise_reload(model)
+        try:
+            loaded = model.load_weights(_noted(tensors, names))
+        finally:
+            finalize_layerwise_reload(model, runner.model_config)
     if missing := expected - (loaded or set()):
         raise RunFailed(
             f"{len(missing)} weights of vLLM's model got no new values (such as {min(missing)}), so it would sample "
