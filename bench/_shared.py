@@ -8,9 +8,9 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def machine() -> str:
     """Return one line: date, cores, load and versions, so that a figure can be judged."""
     load = os.getloadavg()[0]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "Django", "uvicorn"))
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, no GPU used, load {load:.1f} before the start, "
-        f"Python {platform.python_version()}, {versions}"
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {_gpu()}, load {load:.1f} before the start, "
+        f"Python {platform.python_version()}, {', '.join(_versions())}"
     )
+
+
+def _gpu() -> str:
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    return cuda.get_device_name() if cuda and cuda.is_available() else "no GPU used"
+
+
+def _versions() -> Iterator[str]:
+    for name in ("torch", "transformers", "Django", "uvicorn"):
+        with suppress(PackageNotFoundError):  # a GPU machine may have the trainer's packages alone
+            yield f"{name} {version(name)}"
