@@ -18,6 +18,7 @@ from trainer.config import RunConfig
 from trainer.errors import ResourceError, RunFailed, TrainerError
 from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
+from trainer.rollout.probe import difference
 from trainer.rollout.server import secret
 from trainer.rollout.server.client import Client
 from trainer.rollout.server.frame import Frame
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds for somebody else's server to come back
 LOOK = 0.5  # seconds between looks for it
-PROBED = 32  # tokens of the text that both sides score
 
 
 class ServerEngine:
@@ -108,13 +108,7 @@ class ServerEngine:
 
         All processes must call this. Large after a sync means that the server kept old weights.
         """
-        ids = tuple((place * 7919 + 11) % self.policy.vocabulary for place in range(PROBED))
-        request = GenRequest(id=0, group=0, sample=0, prompt_ids=ids[:1], prefix_ids=ids[1:], seed=0, max_new=0)
-        from trainer.policy import Trajectory
-
-        ours = self.policy.score([Trajectory(ids[:1], ids[1:])], 1.0)["logprob"]
-        theirs = ours.new_tensor(self.score([request])[0].logprob)
-        return float((ours - theirs).abs().max())
+        return difference(self.policy, self.score)
 
     def abort(self) -> None:
         """Call off the run that another thread waits for, and any after it; it raises there."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.errors import ResourceError, RunFailed, TrainerError
-from trainer.policy import Policy, Trajectory
+from trainer.policy import Policy
 from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
+from trainer.rollout.probe import difference
 from trainer.rollout.settings import SamplingConfig
 from trainer.rollout.vllm.driver import Driver
 from trainer.rollout.vllm.start import several
@@ -19,8 +20,6 @@ from trainer.rollout.weights import weights
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-PROBE_TOKENS = 16
-PRIMES = 7919, 104729  # spread the probe's tokens over the vocabulary
 
 
 class VllmEngine:
@@ -56,12 +55,7 @@ class VllmEngine:
 
     def probe(self) -> float:
         """Return the largest difference between vLLM's and the trainer's log-probs on a fixed text, nats."""
-        size = min(PROBE_TOKENS, self.driver.longest - 1)
-        ids = tuple((PRIMES[0] * index + PRIMES[1]) % self.policy.vocabulary for index in range(size + 1))
-        request = GenRequest(0, 0, 0, ids[:1], 0, 0, prefix_ids=ids[1:])
-        theirs = self.score([request])[0].logprob
-        ours = self.policy.score([Trajectory(ids[:1], ids[1:])], 1.0)["logprob"].tolist()
-        return max(abs(one - other) for one, other in zip(theirs, ours, strict=True))
+        return difference(self.policy, self.score, room=self.driver.longest)
 
     def run(
         self, requests: Sequence[GenRequest], on_chunk: OnChunk | None = None, on_progress: OnProgress | None = None
