@@ -43,6 +43,14 @@ def test_logits_are_not_rounded_to_bfloat16():
     assert (made.dtype, made.head_dtype) == (torch.bfloat16, torch.float32)
 
 
+def test_more_sequences_than_vllm_computes_tokens_at_once():
+    from vllm import EngineArgs
+
+    many = VllmConfig(max_sequences=2 * start.BATCHED)
+    on_cpu = start.options(LLAMA, many, dtype="float32", device=torch.device("cpu"), longest=64)
+    assert EngineArgs(**on_cpu).create_engine_config().scheduler_config.max_num_seqs == 2 * start.BATCHED
+
+
 def test_every_variable_is_read():
     from vllm import envs
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.errors import ResourceError
+from trainer.errors import ResourceError, RunFailed
 from trainer.rollout.settings import VllmConfig
 from trainer.rollout.vllm import driver as driving
 from trainer.rollout.vllm.driver import Driver
@@ -18,7 +18,7 @@ class Sleeper:
     """Notes what an engine is told; `full` is what it finds no memory for."""
 
     def __init__(self, told: list[Any], full: str = "") -> None:
-        self.told, self.full = told, full
+        self.told, self.full, self.busy = told, full, False
 
     def sleep(self, level: int) -> None:
         self.told.append(f"sleep {level}")
@@ -28,8 +28,9 @@ class Sleeper:
             raise RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:119")
         self.told.append(f"wake {' '.join(tags or ['all'])}")
 
-    def reset_prefix_cache(self) -> None:
+    def reset_prefix_cache(self) -> bool:
         self.told.append("forget")
+        return not self.busy
 
 
 @pytest.fixture
@@ -62,6 +63,12 @@ def test_memory_that_is_gone_is_named_with_the_fix(driver, told, part):
     driver.sleep()
     driver.core.llm.full = part
     with pytest.raises(ResourceError, match=r"sampling\.vllm\.memory_share"):
+        driver.refresh([])
+
+
+def test_a_cache_that_is_kept_ends_the_run(driver):
+    driver.core.llm.busy = True
+    with pytest.raises(RunFailed, match="old weights"):
         driver.refresh([])
 
 

@@ -156,7 +156,8 @@ class Driver:
         if self._asleep:
             self._wake("kv_cache")
         self._asleep = False
-        self.core.llm.reset_prefix_cache()  # keys and values of the old weights
+        if not self.core.llm.reset_prefix_cache():
+            raise RunFailed("vLLM keeps keys and values of the old weights, as requests are left; resume the run")
         if self.exact and not self._checked:
             self._check()
 

@@ -30,6 +30,7 @@ PREFERRED = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # the tap draws; FlashInfer's would want nvcc when it is first tried
 }
+BATCHED = 2048  # tokens that vLLM computes in one step unless told otherwise; never fewer than sequences
 IEEE = {"TRITON_F32_DEFAULT": "ieee"}  # else vLLM's attention in float32 multiplies in TF32 on a GPU
 
 
@@ -102,6 +103,7 @@ def options(path: Path, settings: VllmConfig, *, dtype: str, device: torch.devic
     found: dict[str, Any] = {
         "model": str(path), "dtype": dtype, "max_model_len": longest, "load_format": "dummy",
         "max_num_seqs": settings.max_sequences, "seed": 0, "skip_tokenizer_init": True, "generation_config": "vllm",
+        "max_num_batched_tokens": settings.max_sequences if settings.max_sequences > BATCHED else None,
         "enable_prefix_caching": True, "disable_log_stats": True,
         "async_scheduling": False,  # the tap keeps its books in step with the scheduler
         "logprobs_mode": "processed_logprobs", "max_logprobs": -1,
