@@ -14,8 +14,8 @@ from pathlib import Path
 
 from trainer.config import RunConfig, load
 from trainer.errors import ConfigError, TrainerError
-from trainer.events import Exit, RunFolder
-from trainer.stream import Silent, Stream, last_event
+from trainer.events import LIVE_PROCESSES, Exit, RunFolder
+from trainer.stream import LiveStream, Silent, Stream, last_event
 
 ATTEMPT = "ISENTROPE_ATTEMPT"  # set by a supervisor that counts attempts itself
 
@@ -82,6 +82,8 @@ def _attempt(folder: RunFolder, config: RunConfig, attempt: int) -> int:
         if world.main:
             folder.exit.unlink(missing_ok=True)
             stream = Stream(folder, attempt)
+        elif world.rank < LIVE_PROCESSES:
+            stream = LiveStream(folder, world.rank)
         trainer = Trainer(folder, config, attempt, stream, world)
         listen_to_signals(trainer)
         status, reason = trainer.run()
@@ -116,7 +118,8 @@ def _leave(processes: int, code: int) -> int:
 def failure(error: Exception, attempt: int) -> Exit:
     """Return what exit.json says of an exception; the traceback goes to the log where the error was not foreseen."""
     if isinstance(error, TrainerError):
-        reason = str(error)
+        field = getattr(error, "field", "")
+        reason = str(error) if field in str(error) else f"{field}: {error}"
     else:
         traceback.print_exception(error)
         first = (str(error) or "no message").splitlines()[0]

@@ -3,7 +3,7 @@
 python -m trainer run CONFIG.toml [--out DIR] [--set SECTION.FIELD=VALUE ...]    make a run folder and train in it
 python -m trainer RUN_DIR                                                        train or resume the run in a folder
 accelerate launch -m trainer RUN_DIR                                             the same on several GPUs or nodes
-python -m trainer check CONFIG.toml [--json]                                     say what would not work
+python -m trainer check CONFIG.toml [--json] [--quick]                           say what would not work
 python -m trainer evaluate-objective --objective O.json --batch B.json           an objective on recorded numbers
 python -m trainer docs-objectives [--check]                                      docs/catalogue.md, written anew
 python -m trainer schema                                                         JSON schema of a config
@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what would not work, train nothing")
     check.add_argument("config", type=Path)
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    check.add_argument("--json", action="store_true")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument("--quick", action="store_true", help="read small files only, load no tokenizer, try no reward")
     commands.add_parser("evaluate-objective", help="an objective on recorded numbers")
     commands.add_parser("docs-objectives", help="write docs/catalogue.md from the declarations")
     commands.add_parser("schema", help="JSON schema of a config")
@@ -126,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from trainer import preflight
 
-    report = preflight.check(configured(options.config, options.set), deep=True)
+    report = preflight.check(configured(options.config, options.set), deep=not options.quick)
     print(report.model_dump_json(indent=1) if options.json else report)
     return 0 if report.ok else 1
 

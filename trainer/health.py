@@ -49,6 +49,7 @@ class Health:
             self.said = True
         if self.blind > BAD_STEPS_ALLOWED:
             raise RunFailed(
-                f"no completion of {self.blind} steps in a row could be graded ({why}); try the reward with "
-                "`python -m trainer check`"
+                f"rewards: no completion of {self.blind} steps in a row could be graded ({why}); try the reward with "
+                "`python -m trainer check`, or choose another",
+                "rewards",
             )

@@ -6,8 +6,6 @@ reads all of the data, loads the tokenizer, counts the tokens of the longest pro
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from trainer import models
-from trainer.config import RunConfig, load
-from trainer.errors import ConfigError, TrainerError
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
 from trainer.estimate import Estimate, estimate
 from trainer.memory import LABELS, PHASES, available
 from trainer.model_files import ModelInfo
@@ -100,7 +98,8 @@ def check(
     for note in info.notes:
         report.add("model.source", f"model.source: {note}", warning=True)
     _context(report, config, info)
-    _engine(report, config, info, deep=deep)
+    for field, message in forecast.problems(config, info, trains=deep):
+        report.add(field, message)
     _remarks(report, config)
     if info.parameters:
         _costs(report, config, info, folder or _runs(), gpu_bytes)
@@ -112,14 +111,6 @@ def check(
     except ConfigError as error:
         report.add(error.field or "task", str(error))
     return report
-
-
-def _engine(report: Preflight, config: RunConfig, info: ModelInfo, *, deep: bool) -> None:
-    if deep and forecast.here(config) and not forecast.installed():
-        field = "sampling.engine"
-        report.add(field, f"{field}: vllm is not installed here; install it with {forecast.INSTALL}, or choose hf")
-    for field, message in forecast.problems(config, info):
-        report.add(field, message)
 
 
 def _remarks(report: Preflight, config: RunConfig) -> None:
@@ -301,18 +292,3 @@ def _size(count: int) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def main(argv: Sequence[str]) -> int:
-    """`python -m trainer check CONFIG [--json] [--quick]`: print what was found; 0 where the run can start, else 1."""
-    parser = argparse.ArgumentParser("python -m trainer check", description="Say what would not work, train nothing.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--quick", action="store_true", help="read small files only, load no tokenizer, try no reward")
-    options = parser.parse_args(argv)
-    try:
-        report = check(load(options.config), deep=not options.quick)
-    except TrainerError as error:
-        report = Preflight(problems=[Problem(field=getattr(error, "field", ""), message=str(error))])
-    print(json.dumps(report.model_dump(mode="json")) if options.json else report)
-    return 0 if report.ok else 1

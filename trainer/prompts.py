@@ -69,20 +69,23 @@ class Prompts:
         self._check_templates()
 
     def _check(self, config: RunConfig, context: int | None) -> None:
-        for row, ids in zip(self.train + self.held_out, self.train_ids + self.held_out_ids, strict=True):
-            if not 0 < len(ids) <= config.sampling.max_prompt_tokens:
-                field = "sampling.max_prompt_tokens"
-                raise ConfigError(
-                    f"{field}: the prompt of row {row.key!r} has {len(ids)} tokens, the limit is "
-                    f"{config.sampling.max_prompt_tokens}; raise the limit or drop the row",
-                    field,
-                )
-        longest = max(len(ids) for ids in self.train_ids + self.held_out_ids)
-        if context and longest + config.sampling.max_completion_tokens > context:
+        rows = list(zip(self.train + self.held_out, self.train_ids + self.held_out_ids, strict=True))
+        if empty := [row.key for row, ids in rows if not ids]:
+            raise ConfigError(f"task: the prompt of row {empty[0]!r} has no token; drop the row", "task")
+        longest, most = max(rows, key=lambda pair: len(pair[1])), config.sampling.max_prompt_tokens
+        length = len(longest[1])
+        if length > most:
+            field = "sampling.max_prompt_tokens"
+            raise ConfigError(
+                f"{field}: the prompt of row {longest[0].key!r} has {length} tokens, the limit is {most}; raise the "
+                f"limit to {length} or drop the rows that are longer",
+                field,
+            )
+        if context and length + config.sampling.max_completion_tokens > context:
             field = "sampling.max_completion_tokens"
             raise ConfigError(
-                f"{field}: the longest prompt has {longest} tokens and the model takes {context}; "
-                f"lower the limit to {max(1, context - longest)} or less",
+                f"{field}: the longest prompt has {length} tokens and the model takes {context}; "
+                f"lower the limit to {max(1, context - length)} or less",
                 field,
             )
 

@@ -85,6 +85,7 @@ def test_what_is_wrong_is_one_sentence_in_exit_and_events(tmp_path, changes, fie
     folder = RunFolder(out)
     ended = json.loads(folder.exit.read_text())
     assert (ended["status"], ended["field"]) == ("failed", field)
+    assert ended["reason"].startswith(field)
     assert "\n" not in ended["reason"]
     assert events(folder, "failed")[0]["reason"] == ended["reason"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trainer import preflight
+from trainer.cli import main
 from trainer.config import RunConfig, load
 from trainer.estimate import estimate
 from trainer.models import inspect
@@ -143,13 +143,16 @@ def test_the_estimate_by_hand() -> None:
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[task]\ntype = "split_sum"\n')
-    assert preflight.main([str(path), "--json", "--quick"]) == 0
+    assert main(["check", str(path), "--json", "--quick"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
+    path.write_text("[sampling]\nmax_prompt_tokens = 5\n")
+    assert main(["check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "has 7 tokens and 5 are allowed; raise the limit to 7" in said
+    assert said.endswith("not ready\n")
     path.write_text("[sampling]\ntemperature = -1\n")
-    assert preflight.main([str(path), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["problems"][0]["field"] == "sampling.temperature"
-    assert preflight.main([str(tmp_path / "none.toml")]) == 1
-    assert "cannot read" in capsys.readouterr().out
+    assert main(["check", str(path), "--json"]) == 2
+    assert "sampling.temperature" in capsys.readouterr().err
 
 
 def test_no_grading_process_is_left_behind(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Completions are hostile: a tower of powers never returns from C, a long number eats the memory, a parser may crash the
 interpreter. A child grades one sample at a time and answers after each; the parent kills it at the deadline, starts
 another and hands it the rest. What timed out, crashed or raised is an invalid sample (reward None), counted apart from
-"wrong". Tasks and rewards marked `inline` (linear time, evaluate nothing) are graded in this process without a child.
+"wrong"; after sixteen timeouts in a row the rest of a call is not tried. Tasks and rewards marked `inline` (linear
+time, evaluate nothing) are graded in this process without a child.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from trainer.tasks.base import Row, Task
 
 BATCH_SAMPLES = 32
 BATCH_CHARACTERS = 1 << 20
+HANGS = 16  # samples in a row that miss the deadline; what comes behind them in the call is not tried
+NOT_TRIED = f"timeout: not tried, because the {HANGS} before it took too long"
 COUNTED = {"timeout": "timeouts", "crash": "crashes", "error": "errors"}
 
 
@@ -110,6 +113,7 @@ class _Round:
         self.todo = deque(range(len(pairs)))
         self.found: list[Scored | None] = [None] * len(pairs)
         self.left = len(pairs)
+        self.hung = 0  # samples in a row that missed the deadline
 
     def run(self) -> list[Scored]:
         while self.left:
@@ -167,6 +171,7 @@ class _Round:
             worker.ready = True
             return True
         worker.served += 1
+        self.hung = 0
         self._note(worker.inflight.popleft(), Scored(**message))
         return True
 
@@ -178,7 +183,11 @@ class _Round:
             )
         if worker.inflight:
             self._note(worker.inflight.popleft(), Scored(None, reason=reason))
+            self.hung = self.hung + 1 if reason == "timeout" else 0
         self._requeue(index, worker)
+        if self.hung >= HANGS:  # a reward that always hangs must not hold a step up for hours
+            while self.todo:
+                self._note(self.todo.popleft(), Scored(None, reason=NOT_TRIED))
 
     def _requeue(self, index: int, worker: Worker) -> None:
         self.todo.extendleft(reversed(worker.inflight))

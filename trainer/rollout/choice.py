@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 from trainer.conflicts import with_engine
 from trainer.errors import ConfigError
 from trainer.rollout import Engine, engine
+from trainer.rollout.vllm import forecast
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
     from trainer.distributed import World
     from trainer.events import RunFolder
+    from trainer.model_files import ModelInfo
     from trainer.policy import Policy
+
+
+def foresee(config: RunConfig, info: ModelInfo) -> None:
+    """Raise ConfigError or ResourceError for what would stop a run's engine, as far as the config and files tell.
+
+    Before the weights are loaded, which takes minutes for a large model.
+    """
+    for field, message in forecast.problems(config, info, trains=True):
+        raise ConfigError(message, field)
+    if config.sampling.server.enabled:
+        from trainer.rollout.server.engine import foresee
+
+        foresee(config.sampling.server)
 
 
 def generator(config: RunConfig, policy: Policy, world: World, folder: RunFolder) -> Engine:

@@ -23,6 +23,7 @@ def difference(
     """
     from trainer.policy import Trajectory
 
+
     size = min(TOKENS, room or TOKENS, policy.context or TOKENS)
     ids = tuple((PRIMES[0] * place + PRIMES[1]) % policy.vocabulary for place in range(size))
     request = GenRequest(id=0, group=0, sample=0, prompt_ids=ids[:1], prefix_ids=ids[1:], seed=0, max_new=0)

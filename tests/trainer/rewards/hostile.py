@@ -27,7 +27,8 @@ class Obedient(Reward):
             case ["exit"]:
                 os._exit(0)
             case ["print"]:
-                os.write(1, b"\xff" * 100_000)
+                for pipe in (1, 2):
+                    os.write(pipe, b"\xff" * (8 << 20))
                 print("graded")
             case ["raise"]:
                 raise ValueError("no such thing")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.trainer.rewards.hostile import Obedient, Unprepared
 from trainer.errors import ConfigError
+from trainer.rewards import pool as pool_module
 from trainer.rewards.exact import ExactReward
 from trainer.rewards.pool import RewardPool
 from trainer.rewards.task import TaskReward
@@ -53,6 +54,18 @@ def test_hostile_samples_are_invalid_and_the_others_keep_their_scores_in_order(r
         else:
             assert (sample.reward, sample.reason) == (float(completion == answer), "")
     assert dict(pool.counts) == {"samples": 68, "timeouts": 2, "crashes": 1, "errors": 2, "unscored": 2}
+
+
+def test_a_reward_that_always_hangs_costs_a_call_few_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "HANGS", 3)
+    answers = ["sleep", "sleep", "1", *["sleep"] * 40]
+    with RewardPool(TASK, [Obedient()], deadline_seconds=0.3) as pool:
+        scored = pool.score([row("1")] * len(answers), answers)
+        assert [sample.reward for sample in scored] == [None, None, 1.0, *[None] * 40]
+        assert [sample.reason for sample in scored].count("timeout") == 5
+        assert all("not tried" in sample.reason for sample in scored[6:])
+        assert pool.counts["timeouts"] == 42
+        assert pool.score([row("1")], ["1"])[0].reward == 1.0  # the next call tries again
 
 
 def test_prints_of_a_reward_do_not_garble_the_answers() -> None:

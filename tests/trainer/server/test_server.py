@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.runs import small
+from tests.trainer.runs import make, small, train
 from tests.trainer.server.serving import engine, move, policy, requests, served
 from trainer.errors import ConfigError, ResourceError, RunFailed
 from trainer.rollout.hf import HfEngine
@@ -385,8 +385,25 @@ def test_nobody_at_the_address_is_said_with_the_fix(tmp_path, monkeypatch):
     secret.make(tmp_path / "token")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = f"127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(ResourceError, match=r"nobody answers at .* start it again"):
+    with pytest.raises(ResourceError, match=r"nobody answers at .* start it again") as raised:
         engine(tmp_path, policy(), free)
+    assert raised.value.field == "sampling.server.address"
+    monkeypatch.setattr("trainer.loop.Policy", None)  # it is said before weights are loaded
+    with pytest.raises(ResourceError, match=r"nobody answers at .* start it again") as raised:
+        train(make(tmp_path / "run", small(sampling={"server": {"enabled": True, "address": free}})))
+    assert raised.value.field == "sampling.server.address"
+
+
+def test_a_port_that_is_taken_and_what_is_no_server_are_said_with_the_fix(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port} .* another --port"):
+            host.listen("127.0.0.1", port)
+        answering = threading.Thread(target=lambda: listener.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+        answering.start()
+        with pytest.raises(ConfigError, match=r"is no rollout server .* give the address"):
+            Client(f"127.0.0.1:{port}", "x" * 20, {}, timeout=5)
+        answering.join()
 
 
 def test_a_token_that_others_may_read_is_refused(tmp_path):

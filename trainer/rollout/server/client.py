@@ -9,7 +9,7 @@ from typing import Any
 from trainer.errors import ConfigError, ResourceError
 from trainer.rollout.base import Caps
 from trainer.rollout.server import secret
-from trainer.rollout.server.frame import Frame, FrameError
+from trainer.rollout.server.frame import Frame, FrameError, OtherProtocol
 from trainer.rollout.server.job import Aborted
 from trainer.rollout.server.link import Gone, Link, heard
 from trainer.rollout.server.messages import Columns
@@ -17,6 +17,15 @@ from trainer.rollout.server.messages import Columns
 FIELD = "sampling.server.address"
 CONNECT_SECONDS = 15.0
 SILENCE_SECONDS = 60.0  # without a sign of life; a living server gives one every two seconds while it works
+
+
+def reach(address: str) -> socket.socket:
+    """Return a connection to HOST:PORT; raises Gone where nobody answers."""
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
+    except (OSError, OverflowError) as error:
+        raise Gone(f"nobody answers at {address} ({error})") from error
 
 
 class Client:
@@ -29,19 +38,16 @@ class Client:
         ConfigError or ResourceError where somebody does who is not the server for this run.
         """
         self.address, self.timeout = address, timeout
-        host, _, port = address.rpartition(":")
-        try:
-            self.link = Link(socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS))
-        except (OSError, OverflowError) as error:
-            raise Gone(f"nobody answers at {address} ({error})") from error
+        self.link = Link(reach(address))
         self._calls = 0
         try:
             self.welcome = self._shake_hands(token, hello)
             self.caps = Caps(**self.welcome["caps"])
         except (FrameError, KeyError, TypeError) as error:
             self.link.close()
+            fix = "" if isinstance(error, OtherProtocol) else "; give the address that the server printed at its start"
             raise ConfigError(
-                f"{FIELD}: {address} is no rollout server that this trainer can use: {error}", FIELD
+                f"{FIELD}: {address} is no rollout server that this trainer can use: {error}{fix}", FIELD
             ) from error
         except BaseException:
             self.link.close()

@@ -20,13 +20,14 @@ from trainer.rollout.base import Caps, Generation, GenRequest
 from trainer.rollout.ledger import OnChunk, OnProgress
 from trainer.rollout.probe import difference
 from trainer.rollout.server import secret
-from trainer.rollout.server.client import Client
+from trainer.rollout.server.client import FIELD, Client, reach
 from trainer.rollout.server.frame import Frame
 from trainer.rollout.server.heard import Heard
 from trainer.rollout.server.job import Aborted
 from trainer.rollout.server.launcher import Card, Launcher
 from trainer.rollout.server.link import Gone
 from trainer.rollout.server.messages import pack_requests, unpack_generations
+from trainer.rollout.settings import ServerConfig
 
 if TYPE_CHECKING:
     from trainer.distributed import World
@@ -37,6 +38,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds for somebody else's server to come back
 LOOK = 0.5  # seconds between looks for it
+FIX = "start it again (python -m trainer.rollout.server) and resume the run"  # for somebody else's server
+
+
+def foresee(settings: ServerConfig) -> None:
+    """Raise ConfigError or ResourceError where somebody else's server will not do, before a model is loaded for it."""
+    if not settings.address:
+        return
+    secret.read(secret.declared())
+    try:
+        reach(settings.address).close()
+    except Gone as error:
+        raise ResourceError(f"{FIELD}: no rollout server can be had ({error}); {FIX}", FIELD) from error
 
 
 class ServerEngine:
@@ -53,6 +66,7 @@ class ServerEngine:
             "run": str(folder.path.resolve()), "model": digest(resolve(config.model.source).path),
             "vocabulary": policy.vocabulary, "stop_ids": sorted(policy.stop_ids),
         }  # fmt: skip
+        self.room = config.sampling.max_prompt_tokens + config.sampling.max_completion_tokens  # that it is started for
         self.version: int | None = None
         self.restarts = 0
         self._line: Broadcast | None = None
@@ -60,7 +74,8 @@ class ServerEngine:
         try:
             self.client = self._connect()
         except Gone as error:
-            raise ResourceError(f"sampling.server: no rollout server can be had ({error}); {self._advice()}") from error
+            field = FIELD if self.settings.address else "sampling.server"
+            raise ResourceError(f"{field}: no rollout server can be had ({error}); {self._advice()}", field) from error
         finally:
             if self.launcher is not None and not hasattr(self, "client"):
                 self.launcher.kill()
@@ -108,7 +123,7 @@ class ServerEngine:
 
         All processes must call this. Large after a sync means that the server kept old weights.
         """
-        return difference(self.policy, self.score)
+        return difference(self.policy, self.score, room=self.room)
 
     def abort(self) -> None:
         """Call off the run that another thread waits for, and any after it; it raises there."""
@@ -259,7 +274,7 @@ class ServerEngine:
 
     def _advice(self) -> str:
         if self.launcher is None:
-            return "start it again (python -m trainer.rollout.server) and resume the run"
+            return FIX
         return f"{self.folder.server_log.name} in the run folder says more; resume the run"
 
     def _ask(self, type: str, requests: Sequence[GenRequest], heard: Heard | None = None) -> list[Generation]:

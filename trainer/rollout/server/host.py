@@ -89,7 +89,7 @@ class Server:
             raise Refused("model", "the run named no tokens that end a completion")
         with self._lock:
             if others := {other.run for other in self.sessions} - {run}:
-                raise Refused("busy", f"it is busy with {min(others)}")
+                raise Refused("busy", f"it is busy with {min(others)}; wait for the end of that run, or start another")
             if len(self.sessions) >= MOST_SESSIONS:
                 raise Refused("busy", f"it has {MOST_SESSIONS} clients already")
             if run != self.owner:
@@ -267,4 +267,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror or error})") from error
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({reason}); give another --port, or none for any that is free, and an "
+            "address of this machine as --host"
+        ) from error

@@ -153,7 +153,7 @@ class Launcher:
             return card
         self.kill()
         if card.resource:
-            raise ResourceError(f"the rollout server could not start: {card.error}")
+            raise ResourceError(f"the rollout server could not start: {card.error}", card.field)
         raise ConfigError(f"the rollout server could not start: {card.error}", card.field)
 
     def _command(self) -> list[str]:

