@@ -126,10 +126,13 @@ def test_the_web_app_starts_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_worker_image_has_vllm_and_what_its_kernels_take(stages):
+def test_the_worker_image_has_vllm_and_what_its_kernels_take(compose, stages):
     arguments = dict(rest.split("=", 1) for word, rest in stages["worker"] if word == "ARG")
     assert set(arguments["EXTRAS"].split(",")) == {"trainer", "web", "tasks", "smollm2", "gpu"}
     assert set(arguments["EXTRAS"].split(",")) <= set(PROJECT["optional-dependencies"])
+    given = compose["services"]["worker"]["build"]["args"]
+    assert {name: re.search(r":-(.*)}", value)[1] for name, value in given.items()} == arguments
+    assert {f"WORKER_{name}": value for name, value in arguments.items()}.items() <= _example().items()
     runs = " ".join(rest for word, rest in stages["worker"] if word == "RUN")
     assert '-e ".[${EXTRAS}]"' in runs
     assert "g++" in runs, "Triton needs a C compiler when a kernel is first used"
