@@ -192,12 +192,14 @@ FRAME = struct.Struct("<HBBIIIIII")  # magic, version, kind, attempt, step, roll
 FRAME_MAGIC = 0x1E57
 FRAME_VERSION = 1
 FRAME_MAX_PAYLOAD = 1 << 20
+RANK_STRIDE = 1 << 24  # completions that one process may number
+LIVE_PROCESSES = 1 << 8  # that write frames; their numbers fit into 32 bits
 KIND_PROMPT, KIND_TOKENS, KIND_PROGRESS, KIND_END, KIND_GROUPS, KIND_BOUNDED = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One live frame; `rollout` numbers the completions of a step as the strategy does.
+    """One live frame; `rollout` numbers the completions of a step as the strategy does, from RANK_STRIDE × rank on.
 
     TOKENS is, for `count` tokens from `first` on: u32 ids, u16 byte lengths, f16 entropies (nats), f16 log-probs, then
     the UTF-8 text whose bytes the lengths divide (a token inside a character has length 0). BOUNDED is the same with
@@ -276,6 +278,10 @@ class RunFolder:
     @property
     def live(self) -> Path:
         return self.path / "live.bin"
+
+    def live_of(self, rank: int) -> Path:
+        """Return where a process writes its live frames: `live` for the first."""
+        return self.path / f"live-{rank}.bin" if rank else self.live
 
     @property
     def log(self) -> Path:

@@ -1,7 +1,8 @@
 """LiveView: the completions of one step that somebody watches, written as live frames while they grow.
 
-Unasked, the first few completions of the first groups are shown: several prompts side by side say more than one whole
-group. Groups that viewers ask for come on top. Frames are for the eye alone: the record never passes through here.
+Unasked, the first few completions of the first process's first groups are shown: several prompts side by side say more
+than one whole group. Groups that viewers ask for come on top, whichever process samples them. Frames are for the eye
+alone: the record never passes through here.
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ class LiveView:
 
     def _consider(self, request: GenRequest) -> None:
         """Show a completion unasked while there is room; what forks off a shown one has room of its own."""
+        if self.stream.rank:
+            return
         if request.parent is not None:
             if request.parent in self.unasked and len(self.unasked) < 2 * self.limit:
                 self.unasked.append(request.id)
@@ -154,10 +157,10 @@ class LiveView:
             content["auxiliary"] = True
         if request.parent is not None:
             content |= {
-                "parent": request.parent, "fork_at": request.fork_at, "prefix": prefix[-MAX_PROMPT_CHARACTERS:],
-                "prefix_tokens": len(request.prefix_ids),
+                "parent": self._number(request.parent), "fork_at": request.fork_at,
+                "prefix": prefix[-MAX_PROMPT_CHARACTERS:], "prefix_tokens": len(request.prefix_ids),
             }  # fmt: skip
-        return self._json(events.KIND_PROMPT, request.id, content)
+        return self._json(events.KIND_PROMPT, self._number(request.id), content)
 
     def _tokens(self, chunk: Chunk) -> Iterator[Frame]:
         bounded = bool(chunk.low)
@@ -176,7 +179,7 @@ class LiveView:
             self.told[chunk.id] = first + count
             if len(payload) <= events.FRAME_MAX_PAYLOAD:
                 kind = events.KIND_BOUNDED if bounded else events.KIND_TOKENS
-                yield Frame(kind, self.attempt, self.step, chunk.id, first, count, payload)
+                yield Frame(kind, self.attempt, self.step, self._number(chunk.id), first, count, payload)
 
     def _complete(self, generation: Generation) -> None:
         """Write the tokens that the engine did not tell on the way, and the end."""
@@ -189,7 +192,7 @@ class LiveView:
         frames = [*self._tokens(rest)]
         if tail := self.decoders[generation.id].flush():
             content["tail"] = tail
-        self.stream.frames(*frames, self._json(events.KIND_END, generation.id, content))
+        self.stream.frames(*frames, self._json(events.KIND_END, self._number(generation.id), content))
 
     def _introduce(self, groups: Sequence[int]) -> None:
         """Write the list of groups, or what a further wave adds to it."""
@@ -209,6 +212,10 @@ class LiveView:
             self.stream.frames(self._json(events.KIND_GROUPS, 0, {"groups": news}))
         self._news.clear()
         self._reported = time.monotonic()
+
+    def _number(self, index: int) -> int:
+        """Return what a frame calls a request: every process numbers its own from 0."""
+        return self.stream.rank * events.RANK_STRIDE + index
 
     def _json(self, kind: int, rollout: int, content: dict[str, object]) -> Frame:
         return Frame(kind, self.attempt, self.step, rollout, payload=json.dumps(content, ensure_ascii=False).encode())

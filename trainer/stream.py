@@ -86,6 +86,7 @@ class Silent:
     """A stream that drops everything: what the other processes of a run write to."""
 
     seq = 0
+    rank = 0  # of the process that writes
     watched: frozenset[int] = frozenset()
     live = False  # whether anybody could ever see a frame
 
@@ -100,36 +101,21 @@ class Silent:
     def close(self) -> None: ...
 
 
-class Stream(Silent):
-    """Writes the events and live frames of one attempt; several threads may use it."""
-
-    def __init__(self, folder: RunFolder, attempt: int) -> None:
-        self._lock = threading.RLock()
-        cut_torn_line(folder.events)
-        last = last_event(folder.events)
-        self.folder, self.attempt = folder, attempt
-        self.seq = last["seq"] if last else 0
-        self._events: BinaryIO = folder.events.open("ab")
-        self._live: BinaryIO = folder.live.open("wb")
-        self._wishes = Wishes(folder.control)
+class LiveStream(Silent):
+    """Writes live frames alone, to the file of a process beside the first; several threads may use it."""
 
     live = True
+
+    def __init__(self, folder: RunFolder, rank: int) -> None:
+        self._lock = threading.RLock()
+        self.folder, self.rank = folder, rank
+        self._live: BinaryIO = folder.live_of(rank).open("wb")
+        self._wishes = Wishes(folder.control)
 
     @property
     def watched(self) -> frozenset[int]:  # type: ignore[override]
         """Return the groups that viewers ask to see now."""
         return self._wishes.groups()
-
-    def emit(self, kind: str, step: int, **fields: Any) -> None:
-        """Append one event of type `kind`; `values` lose what is not finite."""
-        if "values" in fields:
-            fields["values"] = {name: float(value) for name, value in fields["values"].items() if math.isfinite(value)}
-        record = {"attempt": self.attempt, "step": step, "time": time.time(), "type": kind, **fields}
-        with self._lock, disk_errors(self.folder.path):
-            event = EVENT.validate_python({"seq": self.seq + 1, **record})
-            self._events.write(event.model_dump_json().encode() + b"\n")
-            self._events.flush()
-            self.seq += 1
 
     def begin_step(self) -> None:
         """Forget the frames of the step before."""
@@ -146,6 +132,33 @@ class Stream(Silent):
             self._live.write(data)
             self._live.flush()
 
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._live.close()
+
+
+class Stream(LiveStream):
+    """Writes the events and live frames of one attempt; several threads may use it."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        cut_torn_line(folder.events)
+        last = last_event(folder.events)
+        super().__init__(folder, 0)
+        self.attempt, self.seq = attempt, last["seq"] if last else 0
+        self._events: BinaryIO = folder.events.open("ab")
+
+    def emit(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one event of type `kind`; `values` lose what is not finite."""
+        if "values" in fields:
+            fields["values"] = {name: float(value) for name, value in fields["values"].items() if math.isfinite(value)}
+        record = {"attempt": self.attempt, "step": step, "time": time.time(), "type": kind, **fields}
+        with self._lock, disk_errors(self.folder.path):
+            event = EVENT.validate_python({"seq": self.seq + 1, **record})
+            self._events.write(event.model_dump_json().encode() + b"\n")
+            self._events.flush()
+            self.seq += 1
+
     def progress(self, step: int, phase: str, done: int, total: int) -> None:
         """Say how far a phase has come."""
         self.frames(events.progress(self.attempt, step, phase, done, total))
@@ -156,4 +169,4 @@ class Stream(Silent):
             self._events.flush()
             os.fsync(self._events.fileno())
             self._events.close()
-            self._live.close()
+            super().close()

@@ -12,7 +12,7 @@ from typing import Any
 from django.db import transaction
 from pydantic import ValidationError
 
-from trainer.events import Control, Exit
+from trainer.events import LIVE_PROCESSES, Control, Exit
 from webapp import queue
 from webapp.runs import live
 from webapp.runs.files import folder_bytes, write_atomically
@@ -21,7 +21,7 @@ from webapp.settings import env_int
 from workers import claim, process
 from workers.claim import LeaseClock, boot_seconds
 from workers.ingest import Ingest
-from workers.process import Process
+from workers.process import Process, processes
 from workers.stream import Broker, Forwarder, Progress
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class Attempt:
         self.process = Process.recorded(run)
         self.child: subprocess.Popen[bytes] | None = None
         self.ingest = Ingest(run)
-        self.forwarder = Forwarder(run.pk, run.folder.live, broker)
+        others = [run.folder.live_of(rank) for rank in range(1, min(processes(run), LIVE_PROCESSES))]
+        self.forwarder = Forwarder(run.pk, run.folder.live, broker, others)
         self.control: Control | None = None
         self.asked_at: float | None = None  # when the stop was seen, boot seconds
         self.term_at: float | None = None

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,10 @@ class Forwarder:
     Two threads use it: frames are moved by `Hurry` and, where that does not run, with everything else of the run.
     """
 
-    def __init__(self, run_id: str, path: Path, broker: Broker) -> None:
+    def __init__(self, run_id: str, path: Path, broker: Broker, others: Sequence[Path] = ()) -> None:
+        """`path` is written by the trainer's first process and says when a step begins, `others` by the rest."""
         self.key, self.file, self.broker = live.stream(run_id), LiveFile(path), broker
+        self.others = [LiveFile(other) for other in others]
         self.current = ""  # first stream id of the newest step
         self.begins = True
         self.progress: Progress | None = None
@@ -143,6 +145,8 @@ class Forwarder:
     def _move(self) -> bool:
         encoded, decoded, anew = self.file.read()
         self.begins |= anew
+        for other in self.others:
+            encoded += other.read()[0]
         if not encoded:
             return False
         ids = self.broker.add(self.key, list(joined(encoded)), oldest=self.current if self.begins else "")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trainer.live_view import GROUPS_PER_FRAME, SHOWN_PER_GROUP, TOKENS_PER_FRAM
 from trainer.rollout import Chunk, Generation, GenRequest
 from trainer.rollout import ledger as ledger_module
 from trainer.rollout.ledger import Ledger
-from trainer.stream import Silent, Stream
+from trainer.stream import LiveStream, Silent, Stream
 from trainer.text import Detokenizer
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "trainer/builtin/countdown-tiny")
@@ -270,6 +271,28 @@ def test_bounds_of_entropy_travel_with_the_tokens(view, folder):
     columns = np.frombuffer(frame.payload, "<f2", 8, 6 * 2).reshape(4, 2).tolist()
     assert columns == [[1.0, 1.5], [-1.0, -2.0], [0.5, 1.25], [1.5, 1.75]]
     assert frame.payload[14 * 2 :] == b"01"
+
+
+def test_a_process_beside_the_first_shows_what_is_asked_for_under_numbers_of_its_own(folder):
+    side = LiveStream(folder, 2)
+    live = LiveView(side, 1, 1, Detokenizer(TOKENIZER), limit=16)
+    asked = requests(3, 2)
+    asked.append(replace(asked[2], id=6, parent=2, fork_at=1, prefix_ids=(LETTERS[0],)))
+    live.wave(asked, prompts(asked))
+    assert not live.wanted
+    ask(folder, 1)
+    Sampling(asked[:6], live).finish(live)
+    side.close()
+    assert not folder.live.exists()
+    found = [frame for frame, _ in events.frames(folder.live_of(2).read_bytes())]
+    told = {frame.rollout for frame in found if frame.kind != events.KIND_GROUPS}
+    assert told == {2 * events.RANK_STRIDE + index for index in (2, 3, 6)}
+    forks = [json.loads(frame.payload) for frame in found if frame.rollout == 2 * events.RANK_STRIDE + 6]
+    assert forks[0]["parent"] == 2 * events.RANK_STRIDE + 2
+    listed = [
+        group for frame in found if frame.kind == events.KIND_GROUPS for group in json.loads(frame.payload)["groups"]
+    ]
+    assert {entry["group"] for entry in listed} == {0, 1, 2}  # so that a viewer can choose them
 
 
 def test_a_step_writes_no_more_than_its_room(view, folder, stream, monkeypatch):

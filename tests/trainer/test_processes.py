@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
 from tests.trainer.runs import events, make, metrics, small, start, train
+from trainer.events import KIND_PROMPT, Control, frames
+
+
+def opened(live: Path) -> list[tuple[int, bool]]:
+    """Return group and whether somebody chose it, of every completion that can be watched."""
+    found = [json.loads(frame.payload) for frame, _ in frames(live.read_bytes()) if frame.kind == KIND_PROMPT]
+    return [(about["group"], about["picked"]) for about in found]
 
 
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
@@ -13,10 +23,15 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     changes = {"optimiser": {"steps": 4, "epsilon": 1e-3, "minibatches_per_step": 2}, "objective": {"preset": "aepo"}}
     one = make(tmp_path / "one", small(**changes))
     two = make(tmp_path / "two", small(**changes, resources={"processes": 2}))
+    two.control.write_text(Control(watch=[0, 3]).model_dump_json())
     process = start(two)
     train(one)
     assert process.wait() == 0, two.log.read_text()
     assert len(events(two, "started")) == 1
+    # Every process shows what was chosen of its share of the prompts; what comes unasked, the first one.
+    shown = [opened(two.live_of(rank)) for rank in (0, 1)]
+    assert {group for group, _ in shown[0]} == {0, 2}
+    assert {(group, picked) for group, picked in shown[1]} == {(3, True)}
     ours, theirs = metrics(one), metrics(two)
     assert ours.keys() == theirs.keys()
     for step, values in ours.items():

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trainer.events import FRAME, KIND_TOKENS, Frame, frames, progress
+from trainer.events import FRAME, KIND_TOKENS, RANK_STRIDE, Frame, frames, progress
 from webapp.runs import live
 from workers.stream import ENTRY, Broker, Forwarder, Hurry, LiveFile, Progress
 
@@ -53,6 +53,23 @@ def test_a_torn_frame_waits_for_its_end(forwarder, path, valkey, cut):
     path.write_bytes(whole + torn)
     forwarder.forward()
     assert stored(valkey) == [1, 1]
+
+
+def test_frames_of_further_processes_go_the_same_way(path, valkey, valkey_server):
+    beside = [path.with_name(f"live-{rank}.bin") for rank in (1, 2)]
+    forwarder = Forwarder("abc", path, Broker(valkey_server), beside)
+    path.write_bytes(frame(1) + progress(1, 1, "sample", 1, 4).encode())
+    beside[0].write_bytes(frame(1, rollout=RANK_STRIDE))  # the third process is late
+    assert forwarder.forward() == Progress(1, "sample", 1, 4)
+    assert stored(valkey) == [1, 1, 1]
+    path.write_bytes(frame(2, size=9))
+    beside[0].write_bytes(frame(2, rollout=RANK_STRIDE) * 2)
+    beside[1].write_bytes(frame(2, rollout=2 * RANK_STRIDE))
+    forwarder.forward()
+    assert stored(valkey)[3:] == [2] * 4
+    beside[0].write_bytes(frame(3, rollout=RANK_STRIDE) * 3)  # a process may begin the next step before the first one
+    assert forwarder.forward() is None
+    assert stored(valkey)[7:] == [3] * 3
 
 
 def test_a_new_step_is_read_from_its_start_even_if_it_is_longer(forwarder, path, valkey):
