@@ -164,7 +164,7 @@ def test_freezing_holds_the_picture_and_counts_what_is_new(run, alice, look, ste
     shows(page, "one two three four", "one two five", *["one two "] * 6)
     assert page.is_hidden("[data-live-frozen]")
     step.end(0)
-    page.wait_for_selector(".live-row.is-done")
+    page.wait_for_selector(".live-row[data-ended]")
 
 
 def test_a_frozen_view_goes_on_at_the_newest_step(run, alice, look, step, valkey):

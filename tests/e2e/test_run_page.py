@@ -147,7 +147,7 @@ def test_live_frames_arrive_token_by_token(run, alice, open_page, valkey):
         progress(1, 7, "sample", 3, 64),
         Frame(KIND_END, 1, 7, 0, payload=b'{"finish_reason": "stop"}'),
     )
-    page.wait_for_selector(".live-row.is-done")
+    page.wait_for_selector(".live-row[data-ended]")
     assert page.text_content(".live-text") == "21 数!"
     assert page.text_content(".live-prompt") == "<i>17+4=</i>"
     eventually(page, "document.querySelector('[data-run-phase]').textContent === 'sample 3 of 64'")

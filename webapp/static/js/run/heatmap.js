@@ -1,7 +1,7 @@
 // One coloured text: plain text nodes in chunks, coloured by CSS highlights near the viewport only.
 //
 // No element per token, so selection, find-in-page and screen readers keep working and no model output becomes HTML.
-// Where CSS highlights are missing, chunks near the viewport are cut into spans of the same class names instead.
+// Where CSS highlights are missing or do not inherit, chunks near the viewport are cut into spans of the same class names instead.
 
 import { layout, visible } from "./glyphs.js";
 import { LIMITS, SIGNED, binName, isClamped, names, rules, sequentialBin } from "./scale.js";
@@ -18,7 +18,17 @@ const MARKS = [...Object.keys(MARKED), "pinned"];
 const KIND_MASKED = 3, KIND_CLIPPED = 4; // of trainer/whatif/effect.py
 
 const registry = new Map();
-export const highlights = typeof CSS !== "undefined" && Boolean(CSS.highlights) && typeof Highlight === "function";
+export const highlights = typeof CSS !== "undefined" && Boolean(CSS.highlights) && typeof Highlight === "function" && inherit();
+
+/** Do elements inherit highlights from the root, where the scale's rules are (scale.js)? */
+function inherit() {
+  const sheet = new CSSStyleSheet(), before = document.adoptedStyleSheets;
+  sheet.replaceSync(":root::highlight(inherited){color:rgb(1, 2, 3)}");
+  document.adoptedStyleSheets = [...before, sheet];
+  const found = getComputedStyle(document.body, "::highlight(inherited)").color === "rgb(1, 2, 3)";
+  document.adoptedStyleSheets = before;
+  return found;
+}
 
 /** Install the scale's style sheet and the shared highlights; marks lie over colours. Safe to call again. */
 export function install() {
@@ -51,7 +61,7 @@ class Chunk {
   constructor(owner, from, to) {
     Object.assign(this, { owner, from, to, near: false, ranges: [] });
     this.element = document.createElement("span");
-    this.element.className = owner.growing ? "tokens-chunk is-growing" : "tokens-chunk";
+    this.element.className = "tokens-chunk";
     this.element.heatmapChunk = this;
     this.node = document.createTextNode("");
     this.element.append(this.node);
@@ -119,9 +129,9 @@ class Chunk {
 
 /** A completion's text in `element`; `columns` are typed arrays, or growing arrays while it is generated. */
 export class TokenText {
-  constructor(element, mode, { growing = false } = {}) {
+  constructor(element, mode) {
     install();
-    Object.assign(this, { element, mode, growing, chunks: [], shown: "", starts: [0], columns: {}, count: 0, forks: null });
+    Object.assign(this, { element, mode, chunks: [], shown: "", starts: [0], columns: {}, count: 0, forks: null });
     element.classList.add("tokens");
     element.tokenText = this;
   }

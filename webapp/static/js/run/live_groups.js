@@ -25,8 +25,8 @@ export class LiveGroups {
   }
 
   entry(group, label) {
-    const text = el("span.group-label", {}, label), note = el("span.group-note", {}, group === null ? "the first few of each" : ""), fill = el("i");
-    const element = el("button.group-entry", { type: "button" }, text, note, group === null ? "" : el("i.group-bar", {}, fill));
+    const text = el("span.group-label", {}, label), note = document.createTextNode(group === null ? "the first few of each" : ""), fill = el("i");
+    const element = el("button.group-entry", { type: "button" }, text, el("span.group-note", {}, note), group === null ? "" : el("i.group-bar", {}, fill));
     element.addEventListener("click", () => this.choose(group));
     return { element, text, note, fill };
   }
@@ -60,7 +60,7 @@ export class LiveGroups {
       text.textContent = `${group} · ${visible(prompt.replaceAll("\n", " "))}`;
       element.title = prompt;
     }
-    note.textContent = `${done} of ${size} ended`;
+    note.data = `${done} of ${size} ended`;
     fill.style.width = `${size ? 100 * done / size : 0}%`;
     this.filter(group);
   }

@@ -136,6 +136,7 @@ export class LiveRollouts {
     const note = this.part("bounds");
     note.hidden = false;
     note.title = BOUNDS;
+    legend(this.part("legend"), this.mode, [], true);
   }
 
   freeze(frozen) {
@@ -159,7 +160,7 @@ export class LiveRollouts {
   recolour(mode) {
     this.mode = mode;
     this.rows.forEach((row) => row.text?.recolour(mode));
-    legend(this.part("legend"), mode);
+    legend(this.part("legend"), mode, [], this.bounded);
   }
 }
 

@@ -1,7 +1,7 @@
 // One completion while it is generated: its last tokens, and, while it is shown, its line of the list.
 
 import { el } from "./dom.js";
-import { number } from "./format.js";
+import { short } from "./entropies.js";
 import { joined } from "./frames.js";
 import { visible } from "./glyphs.js";
 import { TokenText } from "./heatmap.js";
@@ -12,7 +12,7 @@ const PREFIX = 400; // characters shown of what a fork took over
 export class LiveRow {
   /** `about` is the payload of its PROMPT frame, `parent` the row that it forks off. */
   constructor(about, parent) {
-    Object.assign(this, { about, parent, pieces: [], fresh: [], waiting: 0, kept: 0, next: about.prefix_tokens ?? 0, sum: 0, count: 0, lost: 0, ended: null });
+    Object.assign(this, { about, parent, pieces: [], fresh: [], waiting: 0, kept: 0, next: about.prefix_tokens ?? 0, sum: 0, bounds: null, count: 0, lost: 0, ended: null });
     this.depth = parent ? parent.depth + 1 : 0;
   }
 
@@ -24,6 +24,7 @@ export class LiveRow {
     this.next = first + count;
     this.count += count;
     for (const value of payload.entropy) this.sum += value;
+    if (payload.low) this.bounds = [payload.low, payload.high].map((ends, at) => ends.reduce((sum, end) => sum + end, this.bounds?.[at] ?? 0));
     this.keep({ payload, count });
   }
 
@@ -51,13 +52,13 @@ export class LiveRow {
   attach(mode, withPrompt) {
     const { about } = this;
     this.mode = mode;
-    this.facts = el("span.live-facts");
+    this.facts = document.createTextNode(""); // written anew, not replaced: an element less to lay out at each paint
     this.body = el("span.live-text");
     const label = withPrompt ? visible(String(about.prompt ?? "")) : "";
     const kind = about.auxiliary ? `${about.sample} aux` : `${about.sample}`;
     this.element = el("div.live-row", {},
       withPrompt ? el("span.live-prompt", { title: label.slice(0, 600) }, label) : el("span.live-sample", { title: `sample ${kind}` }, `#${kind}`),
-      el("span.live-scroll", {}, el("span", {}, this.prefix(), this.body)), this.facts);
+      el("span.live-scroll", {}, el("span", {}, this.prefix(), this.body)), el("span.live-facts", {}, this.facts));
     this.element.classList.toggle("has-prompt", withPrompt);
     this.element.style.setProperty("--depth", this.depth);
     if (this.depth) this.element.classList.add("is-fork");
@@ -73,7 +74,7 @@ export class LiveRow {
   begin() {
     this.text?.destroy();
     this.body.replaceChildren();
-    this.text = new TokenText(this.body, this.mode, { growing: true });
+    this.text = new TokenText(this.body, this.mode);
     this.text.first = this.lost + (this.about.prefix_tokens ?? 0);
     this.fresh = [...this.pieces, ...(this.ended ? [{ tail: String(this.ended.tail ?? "") }] : [])];
     this.waiting = this.kept;
@@ -110,11 +111,11 @@ export class LiveRow {
 
   finish(tail) {
     this.text.end(tail);
-    this.element.classList.add("is-done");
+    this.element.dataset.ended = ""; // a class would have the whole row styled anew
   }
 
   say() {
     const how = { length: " · cut off", pruned: " · pruned" }[this.ended?.finish_reason] ?? "";
-    this.facts.textContent = `${this.next} tok · H ${number(this.sum / this.count, 3)}${how}`;
+    this.facts.data = `${this.next} tok · ${short(this.sum / this.count, this.bounds?.map((sum) => sum / this.count))}${how}`;
   }
 }

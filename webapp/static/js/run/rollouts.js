@@ -167,7 +167,7 @@ export class Reader {
   async show(one) {
     this.step = one.step;
     const turn = (this.turn = Symbol(one.step));
-    this.root.classList.add("is-loading");
+    this.root.ariaBusy = "true"; // no class: Tabler's rules for classes would have all of the reader styled anew
     try {
       const bundle = await this.load(one);
       if (turn !== this.turn) return; // another step was chosen meanwhile
@@ -177,7 +177,7 @@ export class Reader {
     } catch (error) {
       if (turn === this.turn) this.say(error.message);
     } finally {
-      if (turn === this.turn) this.root.classList.remove("is-loading");
+      if (turn === this.turn) this.root.ariaBusy = null;
     }
   }
 

@@ -93,11 +93,10 @@ export const names = () => Object.keys(palette("light"));
 
 /** CSS of a theme: highlights inside texts, and classes of the same names for swatches and the span fallback. */
 export function rules(theme) {
-  // Only texts originate highlights: a universal ::highlight() makes every element of the page pay for each bin. So do
-  // they, many times a second, while they grow; those know entropy and log-prob alone, and are never masked.
+  // Highlights inherit, so the root alone originates them. Whatever else does is computed with every bin, each time it
+  // comes or changes; for texts that grow that was most of a paint.
   return Object.entries(palette(theme)).map(([name, { background, colour }]) => {
     const body = `{background-color:${background};color:${colour}}`;
-    const chunk = name.startsWith("heat") ? ".tokens-chunk" : ".tokens-chunk:not(.is-growing)";
-    return `${chunk}::highlight(${name})${body}.${name}${body}`;
+    return `:root::highlight(${name})${body}.${name}${body}`;
   }).join("\n");
 }
