@@ -98,6 +98,21 @@ def test_what_the_deep_check_finds_stops_the_launch(login, alice, monkeypatch):
         ({"task__type": "dataset"}, "task.path", "Choose a dataset"),
         ({"task__type": "dataset", "task__path": "/etc/passwd"}, "task.path", "declared root"),
         (
+            {"sampling__engine": "vllm", "model__source": "builtin:countdown-tiny"},
+            "sampling.engine",
+            "On a CPU vLLM runs attention heads of 32, 64, 80",
+        ),
+        (
+            {
+                "sampling__engine": "vllm",
+                "model__source": "builtin:countdown-tiny-llama",
+                "sampling__server__enabled": "on",
+                "sampling__vllm__cache_gigabytes": "0.0001",
+            },
+            "sampling.vllm.cache_gigabytes",
+            "One sequence of 48 tokens takes",
+        ),
+        (
             {"sampling__server__enabled": "on", "sampling__server__address": "metadata.internal:80"},
             "sampling.server.address",
             "leave the address empty, so that the run starts its own, or ask an admin to declare the host in",
@@ -108,6 +123,16 @@ def test_bad_input_is_said_at_its_field_and_nothing_is_kept(changes, path, says,
     response = login(alice).post(URL, fields(**changes) | {"action": "launch"})
     assert response.status_code == 422
     assert says in error_at(response.content.decode(), path)
+    assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("top_p", "0.9"), ("top_k", "5"), ("min_p", "0.1"), ("typical_p", "0.9")])
+def test_truncation_under_a_correction_is_said_at_the_truncation(field, value, login, alice, quick_check):
+    corrected = RunConfig.model_validate({"objective": {"preset": "grpo-tis"}})
+    changed = fields(corrected, **{f"sampling__{field}": value})
+    response = login(alice).post(URL, changed | {"action": "launch"})
+    assert response.status_code == 422
+    assert "or set correction = &quot;off&quot;" in error_at(response.content.decode(), f"sampling.{field}")
     assert not Run.objects.exists()
 
 
