@@ -75,6 +75,6 @@ def with_engine(config: RunConfig, caps: Caps) -> str:
         return ""
     what, fix = found
     return (
-        "sampling.engine: this version of vLLM failed the self-test of its sampler tap and draws from the whole "
-        f"policy by itself, and {what}; choose hf, or {fix}"
+        "sampling.engine: vLLM draws from the whole policy by itself here, because its sampler tap failed the self-test "
+        f"or its server was started with bounds, and {what}; choose hf, or {fix}"
     )
