@@ -271,8 +271,8 @@ def test_bounds_of_the_entropy_are_called_bounds(run, alice, look, step):
     page.mouse.move(*box)
     page.wait_for_selector(".token-tooltip:not([hidden])")
     tooltip = page.inner_text(".token-tooltip")
-    assert "≈ 1.5 nats" in tooltip
-    assert "1.25 to 1.75 nats" in tooltip
+    assert "between 1.25 and 1.75 nats (top-k bounds)" in tooltip
+    assert "1.5 nats, the middle of the bounds" in tooltip
 
 
 def test_long_completions_keep_a_bounded_ring_and_say_so(run, alice, look, step):

@@ -89,7 +89,7 @@ class VllmConfig(Settings):
     entropy: Literal["exact", "bounds"] = setting(
         "exact",
         help="exact draws with the trainer's own sampler from vLLM's logits; bounds lets vLLM draw and leaves an "
-        "interval for each entropy: it takes neither truncation nor modifiers.",
+        "interval for each entropy, until the trainer scores the step: it takes neither truncation nor modifiers.",
         advanced=True,
     )
 
