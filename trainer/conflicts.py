@@ -75,6 +75,6 @@ def with_engine(config: RunConfig, caps: Caps) -> str:
         return ""
     what, fix = found
     return (
-        "sampling.engine: vLLM draws from the whole policy by itself here, because its sampler tap failed the self-test "
+        "sampling.engine: vLLM draws from the whole policy by itself here, because its sampler tap failed its test "
         f"or its server was started with bounds, and {what}; choose hf, or {fix}"
     )
