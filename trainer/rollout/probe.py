@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from trainer.policy import Policy
 
 TOKENS = 17  # of the text; all but the first are scored
+PIECE = 2  # of them a request, one read with the prompt and one decoded: a probe takes two steps, not sixteen
 PRIMES = 7919, 104729  # spread them over the vocabulary
 
 
@@ -23,10 +24,12 @@ def difference(
     """
     from trainer.policy import Trajectory
 
-
     size = min(TOKENS, room or TOKENS, policy.context or TOKENS)
     ids = tuple((PRIMES[0] * place + PRIMES[1]) % policy.vocabulary for place in range(size))
-    request = GenRequest(id=0, group=0, sample=0, prompt_ids=ids[:1], prefix_ids=ids[1:], seed=0, max_new=0)
-    theirs = score([request])[0].logprob
+    pieces = [
+        GenRequest(id=at, group=at, sample=0, prompt_ids=ids[:at], prefix_ids=ids[at : at + PIECE], seed=0, max_new=0)
+        for at in range(1, size, PIECE)
+    ]
+    theirs = [value for generation in score(pieces) for value in generation.logprob]
     ours = policy.score([Trajectory(ids[:1], ids[1:])], 1.0)["logprob"].tolist()
     return max(abs(one - other) for one, other in zip(theirs, ours, strict=True))
