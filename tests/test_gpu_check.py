@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_what_a_part_lacks_is_named(check):
     part = check.Part("vLLM", ("bench/gpu_engines.py", "agreement"), ("torch", "no_such_package"), portable=True)
     assert check.outcome(part) == "left out: no_such_package not installed"
     assert check.outcome(check.PARTS[0], "cpu") == "left out: it needs a GPU"
+
+
+def test_beside_vllm_little_else_is_needed(check, bench):
+    """A GPU machine without internet may have torch and vLLM alone."""
+    (part,) = (part for part in check.PARTS if "vllm" in part.needs)
+    spared = sorted({*check.TRAINER, *check.WEB, "peft", "uvicorn", "psutil", "playwright"} - {*part.needs})
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({spared})); sys.path.insert(0, {str(bench)!r})\n"
+        "import gpu_engines as g; from trainer.rollout.vllm.engine import VllmEngine\n"
+        "g.HfEngine(g.Policy(g.resolve(g.TINY).path, g.ModelConfig(), g.torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_part_is_a_command_that_exists(check, engines):

@@ -11,7 +11,6 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
 from pydantic import ValidationError, model_validator
 
 from trainer import passes
@@ -327,4 +326,6 @@ def load(source: Path | str | dict[str, Any]) -> RunConfig:
 
 def to_toml(config: RunConfig) -> str:
     """Return the resolved config as TOML that `load` reads back to an equal config (None fields are left out)."""
+    import tomli_w  # here: a machine that only checks its GPU may have no more than torch and vLLM
+
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
