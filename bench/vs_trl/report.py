@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import vllm_cases
 from rounds import HERE, Side
 
 HEAD = ("", "s a step", "quartiles", "CPU s", "useful tokens/s", "ours is", "peak MB", "ours takes", "above loaded MB")
@@ -90,6 +91,8 @@ def markdown(whole: dict[str, Any]) -> str:
 
 
 def _table(found: dict[str, Any]) -> str:
+    if "generation" in found:
+        return vllm_cases.markdown(found)
     return _steps(found) if "end_to_end" in found else _replay(found)
 
 

@@ -135,7 +135,7 @@ def built(settings: RunConfig, folder: Path) -> Any:
 
     run = RunFolder(folder)
     run.config.write_text(settings.model_dump_json(), "utf-8")
-    return Trainer(run, settings, 1, Stream(run, 1), World(cpu=True))
+    return Trainer(run, settings, 1, Stream(run, 1), World(cpu=not settings.resources.gpus))
 
 
 def completions(recorded: dict[str, Any], policy: Any) -> list[Any]:
@@ -164,7 +164,7 @@ def completions(recorded: dict[str, Any], policy: Any) -> list[Any]:
 def learn(trainer: Any, job: dict[str, Any], rollouts: list[Any]) -> dict[str, Any]:
     """Time the updater on the same completions, as the loop calls it."""
     keep_gradients(trainer, job.get("gradients"))
-    sampled = trainer.old_logprobs.choice == "engine"
+    sampled = trainer.supply.old_logprobs.choice == "engine"
     probe.trim()
     probe.forget_peak()
     found: dict[str, Any] = {"loaded_bytes": probe.resident(), "seconds": [], "cpu": [], "split": []}
