@@ -5,6 +5,7 @@ import { visible } from "./glyphs.js";
 import * as url from "./url_state.js";
 
 const SEARCHED = 12; // prompts from which a search is worth its place
+const TOLD = 300; // milliseconds in which all processes begin a step
 
 const parse = (text) => (/^\d{1,9}$/.test(text) ? Number(text) : null);
 
@@ -65,10 +66,12 @@ export class LiveGroups {
     this.filter(group);
   }
 
-  /** Take away what the step before had more; wait for all frames of the list, which come together. */
+  /** Take away what the step before had more, once every process has told its part of the list. */
   tidy() {
     this.stale = false;
-    queueMicrotask(() => {
+    clearTimeout(this.tidying);
+    this.tidying = setTimeout(() => {
+      if (this.stale) return; // the next step has begun
       for (const [group, { element }] of this.entries) {
         if (this.known.has(group)) continue;
         element.remove();
@@ -76,7 +79,7 @@ export class LiveGroups {
       }
       this.search.hidden = this.known.size < SEARCHED;
       this.mark();
-    });
+    }, TOLD);
   }
 
   filter(only) {
