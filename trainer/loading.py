@@ -39,7 +39,9 @@ def load_model(path: Path, dtype: str) -> Any:
         if out_of_memory(error):
             raise
         raise ConfigError(
-            f"model.source: {path} does not load as a causal language model: {_first_line(error)}", "model.source"
+            f"model.source: {path} does not load as a causal language model ({_first_line(error).rstrip('.')}); choose "
+            "another model",
+            "model.source",
         ) from error
 
 

@@ -165,9 +165,26 @@ def _data(report: Preflight, config: RunConfig, info: ModelInfo) -> None:
     if config.evaluation.every_steps and len(held_out) < config.evaluation.prompts:
         message = f"only {len(held_out)} prompts are held out; all of them will be measured"
         report.add("evaluation.prompts", f"evaluation.prompts: {message}", warning=True)
-    if info.path and not info.problems and (Path(info.path) / "config.json").is_file():
+    there = info.path and not info.problems and (Path(info.path) / "config.json").is_file()
+    if there and _known(report, info):
         _lengths(report, config, info, [*train, *held_out])
     _trials(report, config, train[:TRIED_ROWS])
+
+
+def _known(report: Preflight, info: ModelInfo) -> bool:
+    """Return whether the installed transformers can build the model, and say so where it cannot."""
+    from transformers import AutoConfig, __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        kind = AutoConfig.from_pretrained(str(info.path), trust_remote_code=False).model_type
+    except Exception:  # a type it has never heard of, or settings that contradict each other
+        kind = ""
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    message = f"transformers {__version__} has no causal language model for {info.architecture or 'its config.json'}"
+    report.add("model.source", f"model.source: {message}; choose another model")
+    return False
 
 
 def _lengths(report: Preflight, config: RunConfig, info: ModelInfo, rows: Sequence[Row]) -> None:

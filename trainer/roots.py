@@ -32,7 +32,8 @@ def locate(source: str, roots: Sequence[Path] | None, *, field: str, variable: s
         path = Path(source).expanduser().resolve()
         if source and path.exists():
             return path
-        raise ConfigError(f"there is no {source or 'path'}", field)
+        fix = "name an absolute path, or one that starts at the working directory"
+        raise ConfigError(f"there is no {source or 'path'}; {fix}", field)
     allowed = [Path(root).resolve() for root in roots]
     for root in allowed:
         path = (root / source).resolve()  # an absolute source replaces the root and must lie under one itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -73,6 +74,17 @@ def test_faults_of_model_and_data_are_all_named_at_once(tmp_path: Path, deep: bo
     assert "config.json is missing" in messages(report, "model.source")
     assert "no column 'label'; the columns are prompt, answer" in messages(report, "task.answer_column")
     assert not report.ok
+
+
+@pytest.mark.parametrize("kind", ["wobble", "vit"])
+def test_an_architecture_that_cannot_be_built_is_said_with_the_fix(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(str(inspect("builtin:countdown-tiny").path), folder)
+    described = json.loads((folder / "config.json").read_text())
+    described |= {"model_type": kind, "architectures": [f"{kind.title()}ForSomething"]}
+    (folder / "config.json").write_text(json.dumps(described))
+    said = messages(check(config(model={"source": str(folder)})), "model.source")
+    assert f"has no causal language model for {kind.title()}ForSomething; choose another model" in said
 
 
 def test_completions_longer_than_the_context_are_an_error_and_a_tight_fit_a_warning() -> None:
