@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,19 +21,24 @@ from trainer.whatif.recording import read
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """The same first step twice: scored by the trainer, and not."""
-    found = {}
+    return {
+        passes: trained(tmp_path_factory.mktemp(passes), passes, entropy="bounds") for passes in ("score", "engine")
+    }
+
+
+def trained(path: Path, passes: str, *, entropy: str) -> RunFolder:
+    """Train one step under an engine that tells the two likeliest tokens, where it draws by itself."""
+    config = small(
+        model={"source": "builtin:countdown-tiny-llama"},
+        sampling={"engine": "vllm", "vllm": {"entropy": entropy, "cache_gigabytes": 0.1, "max_sequences": 16}},
+        optimiser={"steps": 1, "old_logprobs": passes},
+        evaluation={"every_steps": 0, "prompts": 1, "samples_per_prompt": 1, "greedy": False},
+    )
+    folder = make(path, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "TOP", 2)
-        for passes in ("score", "engine"):
-            config = small(
-                model={"source": "builtin:countdown-tiny-llama"},
-                sampling={"engine": "vllm", "vllm": {"entropy": "bounds", "cache_gigabytes": 0.1, "max_sequences": 16}},
-                optimiser={"steps": 1, "old_logprobs": passes},
-                evaluation={"every_steps": 0, "prompts": 1, "samples_per_prompt": 1, "greedy": False},
-            )
-            found[passes] = make(tmp_path_factory.mktemp("bounds") / passes, config)
-            assert train(found[passes])[0] == "finished"
-    return found
+        assert train(folder)[0] == "finished"
+    return folder
 
 
 def rows(folder: RunFolder) -> tuple[str, list[dict]]:
@@ -62,6 +68,18 @@ def test_figures_are_called_bounds_where_they_are_no_more(runs):
     assert not {"entropy/bounds_low", "entropy/bounds_high"} & scored.keys()
     plans = [events(runs[name], "started")[0]["plan"]["entropy"]["choice"] for name in ("score", "engine")]
     assert plans == ["exact", "bounds"]
+
+
+def test_a_tap_that_fails_its_test_is_said_and_leaves_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.rollout.vllm.driver.truthful", lambda _: False)
+    folder = trained(tmp_path, "auto", entropy="exact")
+    (warning,) = events(folder, "warning")
+    assert warning["code"] == "entropy"
+    assert "self-test" in warning["message"]
+    plan = events(folder, "started")[0]["plan"]
+    assert (plan["old_logprobs"]["choice"], plan["entropy"]["choice"]) == ("score", "exact")
+    assert KIND_BOUNDED in {frame.kind for frame, _ in frames(folder.live.read_bytes())}
+    assert rows(folder)[0] == "exact"
 
 
 def test_live_frames_carry_bounds_either_way(runs):
