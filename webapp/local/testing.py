@@ -63,7 +63,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("Several workers cannot share the server of REDIS_URL: unset it, or run with -n0.")
 
 
-def pytest_unconfigure() -> None:
-    for server in _started:
-        server.stop()
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Stop the services once the fixtures are gone. A worker that has reported its end is killed ten seconds later."""
+    while _started:
+        _started.pop().stop()
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)  # of a session that only asked for help, or a controller
