@@ -114,12 +114,17 @@ def gradients(policy: Policy, reference: Policy, preset: str, world: World, *, b
     return torch.cat([*recorder.seen, *[silent] * (2 - len(recorder.seen))])
 
 
-def models(world: World) -> tuple[Policy, Policy]:
-    """Return the tiny model and, as its reference, the same with other weights; float64, so that only logic differs."""
+def models(world: World, *, shallow: bool = False) -> tuple[Policy, Policy]:
+    """Return the tiny model and, as its reference, the same with other weights; float64, so that only logic differs.
+
+    `shallow` leaves them one layer: for what depends on the objective, a hundred of them.
+    """
     source = resolve("builtin:countdown-tiny").path
     policy, reference = (Policy(source, ModelConfig(), world.device) for _ in range(2))
-    policy.lm.double()
-    reference.lm.double()
+    for one in (policy, reference):
+        one.lm.double()
+        if shallow:
+            one.lm.transformer.h = one.lm.transformer.h[:1]
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in reference.parameters:
@@ -130,7 +135,7 @@ def models(world: World) -> tuple[Policy, Policy]:
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     world = World(cpu=True)
-    policy, reference = models(world)
+    policy, reference = models(world, shallow=True)
     found = {name: gradients(policy, reference, name, world, budget=64) for name in launchable()}
     if world.main:
         torch.save(found, path)

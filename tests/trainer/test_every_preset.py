@@ -19,7 +19,7 @@ WHOLE, QUARTERS = 1 << 20, 64  # token budgets of a forward pass: the step in on
 @pytest.fixture(scope="module")
 def pair():
     torch.set_num_threads(1)
-    return models(World(cpu=True))
+    return models(World(cpu=True), shallow=True)
 
 
 @pytest.fixture(scope="module")
