@@ -131,20 +131,22 @@ def test_a_trainer_that_never_got_going_failed(supervisor, until, new_run, fake,
 
 def test_kill_9_of_the_trainer_is_interrupted_and_resumes(supervisor, until, new_run, fake, alice, state):
     fake(step=0.05)
-    run = new_run(steps=30)
+    run = new_run(steps=60)  # so many that the end is far when the seventh has been noticed, on a busy machine, too
     until(supervisor, lambda: running(run, step=7))
     os.kill(run.pid, signal.SIGKILL)
     until(supervisor, lambda: state(run) == "interrupted")
     run.refresh_from_db()
     assert run.resumable
+    newest = max(int(path.name[5:]) for path in run.folder.checkpoints.iterdir() if (path / "manifest.json").exists())
+    assert 5 <= newest <= run.step
     assert "signal 9" in run.failure
 
     fake(step=0.01)
     run_resume(run=run, user=alice)
     until(supervisor, lambda: state(run) == "finished")
     run.refresh_from_db()
-    assert (run.attempt, run.step, run.failure) == (2, 30, "")
-    assert run.events.get(type="started", attempt=2).data["resume_step"] == 5
+    assert (run.attempt, run.step, run.failure) == (2, 60, "")
+    assert run.events.get(type="started", attempt=2).data["resume_step"] == newest
     assert seqs(run) == whole(run)
     assert len(run.spark_reward) <= 40
     assert run.spark_reward == sorted(run.spark_reward)
