@@ -15,6 +15,7 @@ from pathlib import Path
 from trainer.config import RunConfig, load
 from trainer.errors import ConfigError, TrainerError
 from trainer.events import LIVE_PROCESSES, Exit, RunFolder
+from trainer.last_words import first_to_fail, forget, write_exit
 from trainer.stream import LiveStream, Silent, Stream, last_event
 
 ATTEMPT = "ISENTROPE_ATTEMPT"  # set by a supervisor that counts attempts itself
@@ -34,7 +35,7 @@ def run_attempt(path: Path) -> int:
         return 2
     processes = config.resources.gpus or config.resources.processes
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        return _launch(path, processes)
+        return _launch(folder, processes)
     prepare_environment(config)
     return _attempt(folder, config, number(folder))
 
@@ -59,10 +60,14 @@ def prepare_environment(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable GEMMs on a GPU
 
 
-def _launch(path: Path, processes: int) -> int:
+def _launch(folder: RunFolder, processes: int) -> int:
     """Start one process for each GPU or CPU share and wait; signals go to the whole process group."""
+    forget(folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run([*command, "-m", "trainer", str(path)], check=False).returncode
+    code = subprocess.run([*command, "-m", "trainer", str(folder.path)], check=False).returncode
+    if not folder.exit.exists() and (said := first_to_fail(folder)):  # the main process was ended before it could speak
+        write_exit(folder, said)
+    return code
 
 
 def _attempt(folder: RunFolder, config: RunConfig, attempt: int) -> int:
@@ -80,7 +85,7 @@ def _attempt(folder: RunFolder, config: RunConfig, attempt: int) -> int:
     trainer = None
     try:
         if world.main:
-            folder.exit.unlink(missing_ok=True)
+            forget(folder)
             stream = Stream(folder, attempt)
         elif world.rank < LIVE_PROCESSES:
             stream = LiveStream(folder, world.rank)
@@ -91,6 +96,10 @@ def _attempt(folder: RunFolder, config: RunConfig, attempt: int) -> int:
         ended = Exit(status=status, reason=reason, attempt=attempt)  # type: ignore[arg-type]
     except Exception as error:  # whatever it was, the run folder must say so
         ended = failure(error, attempt)
+        if not world.main:
+            write_exit(folder, ended, rank=world.rank)
+        elif not isinstance(error, TrainerError):  # what another process left behind by failing, perhaps
+            ended = first_to_fail(folder) or ended
         with contextlib.suppress(OSError, TrainerError):  # the disk may be what failed
             stream.emit("failed", trainer.done if trainer else 0, reason=ended.reason, field=ended.field)
     finally:
@@ -125,11 +134,3 @@ def failure(error: Exception, attempt: int) -> Exit:
         first = (str(error) or "no message").splitlines()[0]
         reason = f"{type(error).__name__}: {first[:500]}; the log has the traceback"
     return Exit(status="failed", reason=reason, field=getattr(error, "field", ""), code=1, attempt=attempt)
-
-
-def write_exit(folder: RunFolder, ended: Exit) -> None:
-    """Write exit.json in one piece; on a full disk there is none, which reads as "interrupted"."""
-    temporary = folder.path / ".exit.json.tmp"
-    with contextlib.suppress(OSError):
-        temporary.write_text(ended.model_dump_json(), "utf-8")
-        os.replace(temporary, folder.exit)

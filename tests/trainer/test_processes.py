@@ -1,15 +1,19 @@
-"""Two processes make the same update as one."""
+"""Two processes make the same update as one, and say why they end."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.trainer.runs import events, make, metrics, small, start, train
-from trainer.events import KIND_PROMPT, Control, frames
+from tests.trainer.runs import ROOT, environment, events, make, metrics, small, start, train
+from trainer.checkpoint import newest
+from trainer.events import KIND_PROMPT, Control, Exit, frames
+from trainer.last_words import first_to_fail, forget, write_exit
 
 
 def opened(live: Path) -> list[tuple[int, bool]]:
@@ -42,3 +46,30 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-6
     figures = [[event["values"] for event in events(folder, "evaluation")] for folder in (one, two)]
     assert figures[0] == figures[1]
+
+
+def test_a_run_says_why_its_second_process_failed(tmp_path):
+    """The first one only sees a connection break; tests/trainer/second_fails.py fails in the third step."""
+    changes = {"resources": {"processes": 2}, "checkpoint": {"every_steps": 1}, "evaluation": {"every_steps": 0}}
+    folder = make(tmp_path, small(**changes))
+    script = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/trainer/second_fails.py"]
+    done = subprocess.run(
+        [sys.executable, *script, str(folder.path)], cwd=ROOT, env=environment(OMP_NUM_THREADS="1"), capture_output=True
+    )
+    assert done.returncode
+    ended, told = json.loads(folder.exit.read_text("utf-8")), events(folder, "failed")
+    assert ended["status"] == "failed"
+    assert ended["reason"] == told[0]["reason"] == "the engine fell over; resume the run from its checkpoint"
+    assert sorted(metrics(folder)) == [1, 2]
+    assert newest(folder)[0] == folder.checkpoint(2)
+
+
+def test_the_first_to_fail_is_believed_and_a_new_attempt_forgets(tmp_path):
+    folder = make(tmp_path, small())
+    assert first_to_fail(folder) is None
+    for rank in (3, 1):
+        write_exit(folder, Exit(status="failed", reason=f"process {rank}", code=1), rank=rank)
+    assert not folder.exit.exists()
+    assert first_to_fail(folder).reason == "process 3"
+    forget(folder)
+    assert first_to_fail(folder) is None
