@@ -110,8 +110,12 @@ class Tree:
 
         A place where one forked already is none. `allowed` says which tokens of a completion may be drawn anew. Raises
         ConfigError where the engine gave none of the numbers wanted.
+
+        Completions that came to the same tokens are equals there, however the engine rounded each: the first one's
+        number stands for all, or else rounding would choose the parent.
         """
         taken, found = self.taken(), list[Place]()
+        first: dict[tuple[int, ...], float] = {}  # numbers by the tokens that they follow from
         for node in nodes:
             done = self.nodes[node]
             values, fits = measured(done, measure), allowed(done) if allowed else ()
@@ -120,7 +124,9 @@ class Tree:
                 for at in self.own(node)
                 if (not fits or fits[at]) and (node, at) not in taken and math.isfinite(values[at])
             )
-            found += [Place(node, at, values[at]) for at in nlargest(count, open_, key=values.__getitem__)]
+            for at in nlargest(count, open_, key=values.__getitem__):
+                known = done.ids[: at + (measure == "surprisal")]  # that of a token includes it
+                found.append(Place(node, at, first.setdefault(known, values[at])))
         return nlargest(count, found, key=lambda place: place.value)
 
 

@@ -76,6 +76,20 @@ def test_surprisal_and_entropy_rank_differently() -> None:
     assert [place.at for place in tree.places([0], "entropy", 3)] == [2, 1, 0]
 
 
+@pytest.mark.parametrize("measure", ["entropy", "surprisal"])
+def test_rounding_does_not_choose_between_completions_of_the_same_tokens(measure: str) -> None:
+    """A batch rounds each row otherwise: the second one seems a little higher, and is no more so."""
+    tree, rounding = Tree(budget=2, depth=0), 1e-7
+    tree.add(node(0, (4, 7, 5), entropy=[0.1, 0.7, 0.5], logprob=[-0.1, -0.7, -0.5]))
+    higher = [0.1, 0.7 + rounding, 0.5 + rounding]
+    tree.add(node(1, (4, 7, 6), entropy=higher, logprob=[-value for value in higher]))
+    found = tree.places(tree.nodes, measure, 4)
+    assert [(place.node, place.at) for place in found[:2]] == [(0, 1), (1, 1)]
+    # the last tokens differ, and so do their surprisals; the entropy in front of them is one and the same
+    last = [(0, 2), (1, 2)] if measure == "entropy" else [(1, 2), (0, 2)]
+    assert [(place.node, place.at) for place in found[2:]] == last
+
+
 def test_numbers_that_are_not_finite_are_no_places() -> None:
     tree = Tree(budget=1, depth=0)
     tree.add(node(0, (1, 2, 3), entropy=[float("nan"), float("inf"), 0.0]))
