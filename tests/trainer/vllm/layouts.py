@@ -40,6 +40,7 @@ MOVES = OptimiserConfig(learning_rate=1e-2, warmup_steps=0, steps=8)
 
 def synchronised(world: World, path: Path, *, sharded: bool, model: dict[str, Any]) -> dict[str, Any]:
     """Move the weights three times and copy them each time; return what engine and trainer then differ by, nats."""
+    torch.manual_seed(0)  # adapters begin alike in all processes, as in a run
     policy = Policy(path, ModelConfig(**model), world.device, world=world, sharded=sharded)
     mover = Optimiser(policy.parameters, MOVES, policy.placement)
     engine = VllmEngine(policy, SAMPLING)
