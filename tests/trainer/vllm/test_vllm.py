@@ -301,7 +301,7 @@ def test_a_run_learns_and_every_sync_arrives(tmp_path):
     ("changes", "source", "error", "says"),
     [
         ({}, "countdown-tiny", ConfigError, "heads of 32, .* have 24; choose hf"),
-        ({"cache_gigabytes": 1e-5}, "countdown-tiny-llama", ResourceError, "sampling.vllm.cache_gigabytes: .* raise it"),
+        ({"cache_gigabytes": 1e-5}, "countdown-tiny-llama", ResourceError, r"cache_gigabytes: .* raise it"),
     ],
 )
 def test_what_cannot_work_is_said_at_the_door(changes, source, error, says):
