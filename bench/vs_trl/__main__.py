@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--end-to-end", nargs="*", choices=list(END_TO_END), default=[], help="Steps with sampling.")
     parser.add_argument("--generation", nargs="+", choices=list(vllm_cases.ASKED), default=[], help="With vLLM.")
     parser.add_argument(
-        "--generation-columns", nargs="+", default=["trl", "compiled", "ours"],
+        "--generation-columns", nargs="+", default=["trl", "ours"],
         help="Which of --generation's columns: plain (TRL as it comes: does not run on a CPU), trl, compiled, ours.",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of --generation.")
