@@ -74,8 +74,7 @@ class ServerEngine:
         try:
             self.client = self._connect()
         except Gone as error:
-            field = FIELD if self.settings.address else "sampling.server"
-            raise ResourceError(f"{field}: no rollout server can be had ({error}); {self._advice()}", field) from error
+            raise self._lost(f"no rollout server can be had ({error})") from error
         finally:
             if self.launcher is not None and not hasattr(self, "client"):
                 self.launcher.kill()
@@ -203,8 +202,8 @@ class ServerEngine:
         try:
             return ask()
         except Gone as error:
-            raise ResourceError(
-                f"the rollout server at {self.client.address} was lost twice in a row ({error}); {self._advice()}"
+            raise self._lost(
+                f"the rollout server at {self.client.address} was lost twice in a row ({error})"
             ) from error
 
     def _revive(self, lost: Gone, *, loads: bool) -> None:
@@ -214,18 +213,14 @@ class ServerEngine:
             print(self.launcher.last_words(), flush=True)
         again = loads and self.version is not None
         if again and self.settings.weights == "broadcast":  # what was in memory is being learned by now
-            raise ResourceError(
-                f"the rollout server is lost ({lost}) and its weights with it; {self._advice()}"
-            ) from lost
+            raise self._lost(f"the rollout server is lost ({lost}) and its weights with it") from lost
         self.restarts += 1
         self._line = None
         self.client.close()
         try:
             self.client = self._connect(self.client, self.version if again else None)
         except Gone as error:
-            raise ResourceError(
-                f"the rollout server is lost ({lost}) and cannot be had back ({error}); {self._advice()}"
-            ) from error
+            raise self._lost(f"the rollout server is lost ({lost}) and cannot be had back ({error})") from error
 
     def _connect(self, lost: Client | None = None, version: int | None = None) -> Client:
         """Return a connection to a server with weights of a version, if one is given; started where there is none.
@@ -272,10 +267,11 @@ class ServerEngine:
     def _client(self, address: str, token: str) -> Client:
         return Client(address, token, self.hello, timeout=self.settings.timeout)
 
-    def _advice(self) -> str:
-        if self.launcher is None:
-            return FIX
-        return f"{self.folder.server_log.name} in the run folder says more; resume the run"
+    def _lost(self, what: str) -> ResourceError:
+        """Return the end of a run without its server, in a sentence with what to do."""
+        log = f"{self.folder.server_log.name} in the run folder says more; resume the run"
+        field, fix = (FIELD, FIX) if self.launcher is None else ("sampling.server", log)
+        return ResourceError(f"{field}: {what}; {fix}", field)
 
     def _ask(self, type: str, requests: Sequence[GenRequest], heard: Heard | None = None) -> list[Generation]:
         """Return what the server made of requests; many come in parts."""
