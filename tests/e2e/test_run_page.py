@@ -151,7 +151,7 @@ def test_live_frames_arrive_token_by_token(run, alice, open_page, valkey):
     assert page.text_content(".live-text") == "21 数!"
     assert page.text_content(".live-prompt") == "<i>17+4=</i>"
     eventually(page, "document.querySelector('[data-run-phase]').textContent === 'sample 3 of 64'")
-    eventually(page, "CSS.highlights.get('heat14').size > 0")
+    assert page.text_content(".live-text .heat14") == "2"
 
     Run.objects.filter(pk=run.pk).update(state=State.FINISHED)
     live.notify(run.pk)

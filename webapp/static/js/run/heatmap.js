@@ -1,7 +1,8 @@
 // One coloured text: plain text nodes in chunks, coloured by CSS highlights near the viewport only.
 //
 // No element per token, so selection, find-in-page and screen readers keep working and no model output becomes HTML.
-// Where CSS highlights are missing or do not inherit, chunks near the viewport are cut into spans of the same class names instead.
+// Cut into spans of the same class names instead are the end of a text that grows and, where CSS highlights are missing
+// or do not inherit, chunks near the viewport.
 
 import { layout, visible } from "./glyphs.js";
 import { LIMITS, SIGNED, binName, isClamped, names, rules, sequentialBin } from "./scale.js";
@@ -58,8 +59,9 @@ export function valueOf(columns, mode, t) {
 }
 
 class Chunk {
-  constructor(owner, from, to) {
-    Object.assign(this, { owner, from, to, near: false, ranges: [] });
+  /** An `open` chunk grows: it is made of spans, for any change of a highlight paints every highlighted text anew. */
+  constructor(owner, from, to, open) {
+    Object.assign(this, { owner, from, to, open, near: false, ranges: [] });
     this.element = document.createElement("span");
     this.element.className = "tokens-chunk";
     this.element.heatmapChunk = this;
@@ -79,16 +81,31 @@ class Chunk {
     if (isNear) this.paint(); else this.clear();
   }
 
+  /** Take tokens up to `to` in; a chunk that is full is open no more. */
+  extend(to) {
+    const from = this.to;
+    this.to = to;
+    this.open &&= to - this.from < CHUNK;
+    if (this.open) this.element.append(...this.pieces(from)); else this.settle();
+  }
+
+  /** Show a chunk that grows no more: coloured when it comes near the viewport. */
+  settle() {
+    this.write();
+    this.clear();
+    near.observe(this.element);
+  }
+
   clear() {
     for (const [name, range] of this.ranges) registry.get(name)?.delete(range);
     this.ranges = [];
-    if (!highlights && this.element.firstChild !== this.node) this.element.replaceChildren(this.node);
+    if (this.element.firstChild !== this.node) this.element.replaceChildren(this.node);
   }
 
   paint() {
     this.clear();
-    if (!this.near) return;
-    if (highlights) this.runs((name, a, b) => this.range(name, a, b)); else this.spans();
+    if (this.open || (this.near && !highlights)) this.element.replaceChildren(...this.pieces(this.from));
+    else if (this.near) this.runs((name, a, b) => this.range(name, a, b));
   }
 
   range(name, a, b) {
@@ -113,21 +130,22 @@ class Chunk {
     }
   }
 
-  spans() {
-    const { owner, base } = this, text = this.node.data, parts = [];
-    for (let t = this.from; t < this.to; t += 1) {
-      const piece = text.slice(owner.starts[t] - base, owner.starts[t + 1] - base);
+  /** Spans of the chunk's tokens from `from` on. */
+  pieces(from) {
+    const { owner } = this, parts = [];
+    for (let t = from; t < this.to; t += 1) {
+      const piece = owner.textOf(t);
       if (!piece) continue;
       const span = document.createElement("span");
       span.className = [owner.colourOf(t), ...Object.keys(MARKED).filter((name) => MARKED[name](owner, t))].filter(Boolean).join(" ");
       span.textContent = piece;
       parts.push(span);
     }
-    this.element.replaceChildren(...parts);
+    return parts;
   }
 }
 
-/** A completion's text in `element`; `columns` are typed arrays, or growing arrays while it is generated. */
+/** A completion's text in `element`; `columns` are typed arrays, or arrays that grow while it is generated. */
 export class TokenText {
   constructor(element, mode) {
     install();
@@ -140,7 +158,7 @@ export class TokenText {
   load(text, columns, count) {
     const { shown, starts } = layout(text, columns.byte_offsets ?? [], count);
     Object.assign(this, { shown, starts, columns, count, forks: forkTokens(columns.entropy, count, columns.flags) });
-    this.grow(0);
+    this.grow(0, false);
     this.element.replaceChildren(...this.chunks.map((chunk) => chunk.element));
     if (!count) this.element.textContent = visible(text);
   }
@@ -156,7 +174,7 @@ export class TokenText {
       if (values) (this.columns[name] ??= new Array(from).fill(NaN)).push(...values);
     }
     this.count += ids.length;
-    this.grow(from);
+    this.grow(from, true);
   }
 
   /** Put an element behind the tokens so far; what is appended next comes behind it. */
@@ -174,21 +192,18 @@ export class TokenText {
     this.chunks.at(-1).paint();
   }
 
-  grow(from) {
+  grow(from, open) {
     const last = this.broken ? null : this.chunks.at(-1);
     this.broken = false;
     if (last && last.to - last.from < CHUNK && last.to === from) {
-      last.to = Math.min(this.count, last.from + CHUNK);
-      last.write();
-      last.paint();
-      from = last.to;
+      from = Math.min(this.count, last.from + CHUNK);
+      last.extend(from);
     }
     for (; from < this.count; from += CHUNK) {
-      const chunk = new Chunk(this, from, Math.min(this.count, from + CHUNK));
-      chunk.write();
+      const to = Math.min(this.count, from + CHUNK), chunk = new Chunk(this, from, to, open && to - from < CHUNK);
       this.chunks.push(chunk);
       this.element.append(chunk.element);
-      near.observe(chunk.element);
+      if (chunk.open) chunk.paint(); else chunk.settle();
     }
   }
 
