@@ -5,6 +5,7 @@ Nothing ties them to this worker's life: they survive its restart, and are known
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from django.conf import settings
 from trainer.events import RunFolder
 from trainer.rollout.server.launcher import PART
 from webapp.runs.models import Run
+from webapp.settings import env_int
 
 # What a trainer may know of our environment: tools, libraries and accelerators, none of the web app's secrets.
 PASSED = re.compile(
@@ -31,6 +33,7 @@ PASSED = re.compile(
     re.IGNORECASE,
 )
 SECRET = re.compile(r"ISENTROPE_.*(SECRET|PASSWORD|KEY|TOKEN|OIDC)", re.IGNORECASE)
+NICE = min(19, max(0, env_int("ISENTROPE_TRAINER_NICE", 5)))  # of trainers that compute on the CPU
 SAME_START = 2.0  # seconds; the clock that dates processes may be corrected meanwhile
 
 
@@ -82,7 +85,7 @@ class Process:
 def spawn(run: Run, gpus: list[int]) -> subprocess.Popen[bytes]:
     """Start the trainer of the current attempt; raises OSError. Its output goes to trainer.log, never to a pipe."""
     with open(run.folder.log, "ab") as log:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             command(run),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -91,6 +94,20 @@ def spawn(run: Run, gpus: list[int]) -> subprocess.Popen[bytes]:
             cwd=settings.BASE_DIR,
             start_new_session=True,
         )
+    if not gpus:
+        give_way(child.pid)
+    return child
+
+
+def give_way(pid: int) -> None:
+    """Let pages, services and this worker come before a process that has just been started, and what it will start.
+
+    Linux shares a desktop's cores between sessions before it looks at niceness, so that its session is told, too.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
 
 
 def command(run: Run) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from django.db import OperationalError, connection
@@ -44,6 +45,15 @@ def test_a_launched_run_trains_to_its_end(supervisor, until, new_run, fake, stat
     assert run.disk_bytes > 0
     assert [checkpoint.step for checkpoint in run.checkpoints.all()] == [12, 10, 5]
     assert "attempt 1 from step 0" in run.folder.log.read_text()
+
+
+def test_a_trainer_on_the_cpu_comes_after_pages_and_services(supervisor, until, new_run, fake):
+    fake(step=0.3)
+    run = new_run(steps=100)
+    until(supervisor, lambda: running(run))
+    assert os.getpriority(os.PRIO_PROCESS, run.pid) == process.NICE > os.getpriority(os.PRIO_PROCESS, 0)
+    session = Path(f"/proc/{run.pid}/autogroup")
+    assert not session.exists() or session.read_text().split()[-1] == str(process.NICE)
 
 
 def test_two_slots_hold_two_runs(supervisor, until, new_run, fake, state):
