@@ -51,6 +51,17 @@ def open_run(open_page, alice, run: Run, query: str = "", **options):
     return page
 
 
+def until_told(page, tip: str, place: list[int], said: str) -> None:
+    """Move over a token until its tooltip says something; like a hand, again where the page moved meanwhile."""
+    for _ in range(200):
+        page.mouse.move(*page.evaluate(tip, place))
+        page.wait_for_timeout(100)
+        if said in page.text_content(".reader .token-tooltip"):
+            return
+        page.mouse.move(0, 0)
+    raise AssertionError(f"The tooltip never said: {said}")
+
+
 def labels(page) -> list[str]:
     return page.evaluate("[...document.querySelectorAll('.tree-branch')].map((one) => one.getAttribute('aria-label'))")
 
@@ -70,11 +81,11 @@ def test_context_is_pale_and_a_fork_leads_to_its_parent(run, alice, open_page):
     tip = """([rollout, token]) => { const { tokenText } = document.querySelectorAll(".rollout-text")[rollout];
              const { left, top, width, height } = tokenText.rangeOf(token).getBoundingClientRect();
              return [left + width * 0.7, top + height / 2]; }"""
-    page.mouse.move(*page.evaluate(tip, [1, 2]))
-    eventually(page, "document.querySelector('.reader .token-tooltip').textContent.includes('taken from completion 1')")
-    page.mouse.move(*page.evaluate(tip, [0, 7]))
-    said = "completions 2, 3 fork off before this token"
-    eventually(page, f"document.querySelector('.reader .token-tooltip').textContent.includes('{said}')")
+    for place, said in (
+        ([1, 2], "taken from completion 1"),
+        ([0, 7], "completions 2, 3 fork off before this token"),
+    ):
+        until_told(page, tip, place, said)
 
     link = page.locator("button.rollout-origin").nth(2)
     assert link.inner_text() == "fork of 2 after 14 tokens"

@@ -67,16 +67,17 @@ def test_three_contracts_give_the_same_gradients(shape: dict, wants: dict, dtype
 
 @DRIVERS
 def test_chunks_and_budgets_change_nothing(slices: bool) -> None:
-    problem = Problem.random(45, 77, 6, torch.float32)
-    upstream = upstream_of(task(), 45, torch.float32)
+    # In float64: in float32 the order of sums alone moves one random problem in a hundred by more than a millionth.
+    problem = Problem.random(45, 77, 6)
+    upstream = upstream_of(task(), 45)
     expected = None
     for rows in (1, 77, 500, 77 * 16, 77 * 100):
-        for keep in (0, 77 * 4, 77 * 4 * 13, 77 * 4 * 45):
+        for keep in (0, 77 * 8, 77 * 8 * 13, 77 * 8 * 45):
             given = task(rows=rows, keep_bytes=keep, slices=slices)
             stats = chunked_stats(problem, given)
             found = (stats.logprob, stats.entropy, *slopes(stats, problem, upstream))
             expected = expected or found
-            close(found, expected, 1e-6)
+            close(found, expected, 1e-12)
 
 
 @DRIVERS
