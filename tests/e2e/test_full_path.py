@@ -159,7 +159,8 @@ def test_page_lives_without_reload(journey):
     page.wait_for_function("() => document.querySelectorAll('.live-row').length > 0")
     step = page.inner_text("[data-run-step]")
     page.wait_for_function("(step) => document.querySelector('[data-run-step]').textContent !== step", arg=step)
-    page.wait_for_selector(".rollout-text")
+    page.wait_for_selector('.live-text span[class*="heat"]')
+    page.locator(".rollout-text").first.scroll_into_view_if_needed()
     page.wait_for_function("() => [...CSS.highlights].some(([name, ranges]) => name.startsWith('heat') && ranges.size)")
     assert page.evaluate("window.unreloaded")
 
